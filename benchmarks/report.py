@@ -1,0 +1,57 @@
+"""Tables and provenance that the benchmark scripts share."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import captum
+import torch
+import torchvision
+
+import captum_mi
+
+
+def provenance(**settings: object) -> str:
+    """One line: commit, versions, device, threads and the script's settings."""
+    root = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
+    ).stdout.strip()
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available()
+        else f"CPU ({platform.machine()}, {os.cpu_count()} cores, "
+             f"{torch.get_num_threads()} threads)"
+    )
+    parts = {
+        "commit": commit or "unknown", "captum_mi": captum_mi.__version__,
+        "torch": torch.__version__, "torchvision": torchvision.__version__,
+        "captum": captum.__version__, "python": platform.python_version(), "device": device,
+        **settings,
+    }
+    return ", ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def write_table(
+    stem: Path, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str
+) -> str:
+    """Write ``stem.csv`` and ``stem.md``, and return the Markdown."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with open(stem.with_suffix(".csv"), "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    lines = [f"# {title}", "", note, "", "| " + " | ".join(header) + " |",
+             "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    text = "\n".join(lines) + "\n"
+    stem.with_suffix(".md").write_text(text)
+    return text
+
+
+def mean_and_error(values: torch.Tensor) -> str:
+    """``mean +- standard error`` over the images."""
+    values = values.double()
+    return f"{values.mean():.3f} ± {values.std() / len(values) ** 0.5:.3f}"

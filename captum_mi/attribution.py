@@ -1,0 +1,756 @@
+"""The two public classes. Orchestration only: each idea has a file of its own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _is_tuple,
+)
+from captum.attr._utils.attribution import InternalAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from captum_mi import checkpoint
+from captum_mi.batches import Batch, batches, check_inputs, device_of, dtype_of, move
+from captum_mi.bottleneck import logit_of
+from captum_mi.fitting import Settings, fill_bank, survey, train
+from captum_mi.grid import finest
+from captum_mi.heatmap import Unit, combine, find_map_input, per_unit, to_input, zeros_for
+from captum_mi.history import History
+from captum_mi.hooks import OnRepeat, layer_names
+from captum_mi.networks import Networks
+from captum_mi.outputs import OutputKind
+from captum_mi.passes import Passes
+from captum_mi.preserve import evaluation_mode, isolated_randomness
+from captum_mi.readout import Readout, target_index
+from captum_mi.reading import Estimate, Estimator, Information, Reader, chunks, estimates
+from captum_mi.structure import Design, Structure, check_choice, probe
+from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
+
+__all__ = ["Estimate", "InfoBottleneckAttribution", "LayerInfoBottleneckAttribution"]
+
+Layers = str | nn.Module | Sequence[str | nn.Module]
+Self = TypeVar("Self", bound="_BottleneckAttribution")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What ``fit`` or ``load`` leaves behind."""
+
+    structure: Structure
+    networks: Networks
+    beta2: float
+    history: History
+    watch: WeightWatch
+    base: nn.Module | None
+
+
+class _BottleneckAttribution(InternalAttribution):  # type: ignore[type-arg]
+    """What both classes share: the choices, fitting, persistence, dataset figures."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: Layers,
+        global_layer: str | nn.Module | None = None,
+        context_layers: Layers | None = None,
+        downstream: Callable[..., Tensor] | None = None,
+        *,
+        output: OutputKind | None = None,
+        marginal: Literal["data", "uniform"] = "data",
+        alpha: float | Tensor | None = None,
+        noise: Literal["matched", "standard"] = "matched",
+        inference: Literal["conv", "mlp"] = "conv",
+        critic: Literal["separable", "concatenated"] = "separable",
+        head_hidden: Sequence[int] = (256, 256),
+        critic_hidden: Sequence[int] = (256,),
+        on_repeat: OnRepeat = "error",
+        map_input: int | None = None,
+    ) -> None:
+        r"""
+        Args:
+            model: the model to explain, a ``torch.nn.Module``. It is never changed.
+            layer: where noise is injected and information is read: a module of the model or
+                its dotted name, or a list of them. Features may be ``(N, C)``, ``(N, C, L)``,
+                ``(N, C, H, W)`` or ``(N, C, D, H, W)``.
+            global_layer: the layer whose output is y. Default: the model's output.
+            context_layers: the layers that the inference network reads. Default: the last
+                block of every stage (the four deepest), and the chosen layers.
+            downstream: function from representations ``(M, D)``, followed by the additional
+                forward arguments, to logits ``(M, classes)``, for evidence of classes when y
+                is continuous (Gaussian).
+            output: what y is: ``"categorical"`` (logits), ``"bernoulli"`` (logits of labels,
+                or one logit), ``"probabilities"`` or ``"gaussian"``. Default: Gaussian for a
+                global layer; for the model's output Bernoulli if it is a single number, else
+                categorical.
+            marginal: the marginal of the downstream function's classes: its mean prediction
+                over the fitting ``"data"``, or ``"uniform"``, where the classes change.
+            alpha: noise coefficient by hand, in [0, 1]: a number, or a tensor of the shape of
+                the finest chosen layer's positions. Default: inferred.
+            noise: ``"matched"`` standardises each channel with its moments over the fitting
+                data before mixing; ``"standard"`` mixes N(0, 1) into the raw features.
+            inference: ``"conv"`` or ``"mlp"`` (one position at a time).
+            critic: ``"separable"`` or ``"concatenated"``.
+            head_hidden: widths of the heads' hidden layers; ``()`` for a single layer.
+            critic_hidden: widths of the critics' hidden layers; ``()`` for a single layer.
+            on_repeat: which call counts of a layer that runs several times in a forward pass:
+                ``"first"``, ``"last"``, or ``"error"``.
+            map_input: with several inputs, the index of the one that maps belong to. Default:
+                the only one whose axes match the features'.
+
+        Raises:
+            ValueError: for an unknown layer (with the closest names) or option.
+            TypeError: if the model is not a module.
+        """
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"model must be a torch.nn.Module, whose layers can be hooked; got "
+                f"{type(model).__name__}"
+            )
+        self._several = isinstance(layer, (list, tuple))
+        chosen: Sequence[str | nn.Module] = layer if self._several else [layer]  # type: ignore
+        if not chosen:
+            raise ValueError("layer is an empty list; name at least one layer")
+        self.layers = layer_names(model, chosen)
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layer names a layer twice: {self.layers}")
+        self.global_layer = (
+            None if global_layer is None else layer_names(model, [global_layer])[0]
+        )
+        if isinstance(context_layers, (str, nn.Module)):
+            context_layers = [context_layers]
+        self.context_layers = (
+            None if context_layers is None else layer_names(model, context_layers)
+        )
+        modules = [model.get_submodule(name) for name in self.layers]
+        super().__init__(model, modules if self._several else modules[0])
+        self.downstream = downstream
+        self.design = Design(
+            noise=noise, inference=inference, critic=critic, output=output, marginal=marginal,
+            head_hidden=tuple(head_hidden), critic_hidden=tuple(critic_hidden),
+            on_repeat=on_repeat, map_input=map_input,
+        )
+        self.alpha = None if alpha is None else _alpha_tensor(alpha)
+        self._fit: _Fit | None = None
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is explained: the user's, or the copy that a fit has fine-tuned."""
+        if self._fit is not None and self._fit.base is not None:
+            return self._fit.base
+        return self.forward_func  # type: ignore[no-any-return]
+
+    @property
+    def history(self) -> History:
+        """The course of the last fit."""
+        return self._fitted().history
+
+    @property
+    def networks(self) -> Networks:
+        """The fitted networks."""
+        return self._fitted().networks
+
+    def _fitted(self) -> _Fit:
+        if self._fit is None:
+            name = type(self).__name__
+            raise RuntimeError(
+                f"this {name} is not fitted yet: call .fit(loader) with a loader over your "
+                f"data, or {name}.load(path, model) for a saved fit"
+            )
+        return self._fit
+
+    def has_convergence_delta(self) -> bool:
+        """False: information is not a decomposition of the output's value."""
+        return False
+
+    def attribute_future(self) -> None:
+        """Not implemented.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(
+        self,
+        loader: Iterable[Any],
+        steps: int = 700,
+        *,
+        additional_forward_args: object = None,
+        prepare_batch: Callable[[Any], Any] | None = None,
+        task: Literal["prediction", "labels"] = "prediction",
+        beta1: float = 1.0,
+        beta2: float | None = None,
+        kappa: float | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        bank_size: int = 16384,
+        locals_per_example: int = 8,
+        finetune_base: bool = False,
+        base_lr: float = 1e-4,
+        amp: bool | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> History:
+        r"""Fit the estimators and the bottleneck, once per dataset.
+
+        Minimises ``task loss - beta1 * InfoNCE + beta2 * (information + capacity of x')``, the
+        model frozen, with one-cycle AdamW. Walks the loader once for moments and marginals,
+        then for ``steps`` batches, then once more to fill the reference bank.
+
+        Args:
+            loader: any iterable that can be walked again. A bare tensor is the inputs, a pair
+                is (inputs, labels), a longer tuple is several inputs. Batches are moved to the
+                model's device.
+            steps: training steps, a batch each.
+            additional_forward_args: further arguments of the model, as for ``attribute``.
+            prepare_batch: turns what the loader yields into one of the forms above or a
+                :class:`captum_mi.Batch`.
+            task: what the second pass is held to: the model's own ``"prediction"``, or the
+                ``"labels"`` (as the excess over the loss of the clean pass).
+            beta1: weight of InfoNCE. With a frozen model it only scales the critics' own
+                learning; 0 leaves them out, and ``estimator="infomax"`` with them.
+            beta2: weight of the information in x', by hand. Default: held by ``kappa``.
+            kappa: distortion to hold, in nats. Default: an eighth of the distortion of
+                predicting the marginal, so that it suits any number of classes.
+            lr: largest learning rate of the one-cycle schedule.
+            weight_decay: of AdamW.
+            bank_size: locals in the reference bank of each layer.
+            locals_per_example: positions per example and step that InfoNCE contrasts.
+            finetune_base: also train a deep copy of the model, as the source describes; it is
+                ``attr.model`` afterwards.
+            base_lr: learning rate of that copy.
+            amp: bfloat16 for the passes of the model. Default: on CUDA, for float32 models.
+            seed: of all randomness in the fit. Global random states are left as they were.
+            progress: show progress bars with the terms of the objective.
+
+        Returns:
+            The history of the terms, with ``.plot()``.
+
+        Raises:
+            ValueError: for an empty loader, NaN or Inf in inputs or features, a layer without
+                positions (input-shaped class), or options out of range.
+            TypeError: for a loader that cannot be walked twice, or inputs of another dtype
+                than the model's.
+            FloatingPointError: if the fit diverges.
+            RuntimeError: if a layer never runs, or runs twice.
+
+        Warns:
+            UserWarning: if kappa is not reached, or a head is no better than the marginal.
+        """
+        settings = Settings(
+            steps=steps, lr=lr, weight_decay=weight_decay, task=task, beta1=beta1, beta2=beta2,
+            kappa=kappa, locals_per_example=locals_per_example, base_lr=base_lr, amp=amp,
+            progress=progress,
+        )
+        original: nn.Module = self.forward_func
+        base = copy.deepcopy(original) if finetune_base else None
+        model = original if base is None else base
+        args = _format_additional_forward_args(additional_forward_args) or ()
+
+        def walk() -> Iterator[Batch]:
+            return batches(loader, device_of(model), prepare_batch, args)
+
+        with ExitStack() as stack:
+            stack.enter_context(isolated_randomness(seed))
+            stack.enter_context(evaluation_mode(original))
+            stack.enter_context(evaluation_mode(model))
+            stack.enter_context(torch.enable_grad())
+            structure = self._probe(model, next(walk()))
+            sizes = [bank_size] * len(structure.sites) if beta1 else []
+            networks = self._build(model, structure, sizes)
+            passes = self._passes(model, structure)
+            found = survey(passes, networks, walk, settings)
+            if self.downstream is not None:
+                networks.class_log_marginal = found.task_output.log_marginal  # type: ignore
+            teacher = None
+            if base is not None:
+                base.requires_grad_(True)
+                teacher = self._passes(original, structure)
+            history, beta2 = train(passes, networks, walk, found, settings, teacher)
+            fill_bank(passes, networks, walk, found.examples, settings)
+        networks.requires_grad_(False)
+        self._fit = _Fit(structure, networks, beta2, history, WeightWatch(model), base)
+        return history
+
+    def _probe(self, model: nn.Module, batch: Batch) -> Structure:
+        structure = probe(
+            model, batch, self.design, self.layers, self.context_layers, self.global_layer,
+            self.downstream,
+        )
+        self._check_structure(structure, batch.inputs)
+        return structure
+
+    def _check_structure(self, structure: Structure, inputs: tuple[Tensor, ...]) -> None:
+        """Whether maps can be made of these sites."""
+
+    def _build(
+        self, model: nn.Module, structure: Structure, bank_sizes: Sequence[int]
+    ) -> Networks:
+        networks = Networks(self.design, structure, self.alpha, bank_sizes)
+        dtype = torch.promote_types(dtype_of(model), torch.float32)
+        return networks.to(device_of(model), dtype)
+
+    def _passes(self, model: nn.Module, structure: Structure) -> Passes:
+        return Passes(
+            model, structure.layers, structure.global_layer, self.design.on_repeat,
+            self.downstream,
+        )
+
+    # ------------------------------------------------------------------ maps
+
+    def _maps(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional_forward_args: object,
+        index: Tensor | None,
+        *,
+        classes: bool = False,
+        information: Information,
+        estimator: Estimator,
+        internal_batch_size: int | None,
+        refine_steps: int,
+        unit: Unit,
+    ) -> list[Tensor]:
+        """Maps ``(N, M, *positions)`` of every site: M is 1, or all classes."""
+        fit = self._fitted()
+        check_choice("information", information, Information)
+        check_choice("estimator", estimator, Estimator)
+        self._check_critics(fit, estimator)
+        self._warn_if_changed(fit)
+        passes, readout = self._passes(self.model, fit.structure), self._readout(fit)
+        args = move(_format_additional_forward_args(additional_forward_args) or (), inputs[0].device)
+        factor = per_unit(unit)
+        results = []
+        with torch.no_grad(), isolated_randomness(), evaluation_mode(self.model):
+            fit.networks.to(inputs[0].device)
+            for part, part_args, part_index in chunks(inputs, args, index, internal_batch_size):
+                reader = Reader(
+                    passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
+                    refine_steps,
+                )
+                results.append(reader.maps(information, part_index, classes))
+        return [torch.cat(site_maps) * factor for site_maps in zip(*results)]
+
+    def _check_critics(self, fit: _Fit, estimator: Estimator) -> None:
+        if estimator == "infomax" and not len(fit.networks.critics):
+            raise ValueError(
+                "estimator='infomax' needs the critics, which a fit with beta1=0 leaves out; "
+                "fit with beta1 > 0"
+            )
+
+    def _readout(self, fit: _Fit) -> Readout:
+        uniform = self.design.marginal == "uniform"
+        return Readout(
+            fit.networks.output,
+            self.downstream,
+            None if uniform else fit.networks.class_log_marginal,
+        )
+
+    def _prepare(self, inputs: Any, target: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Checked inputs on the model's device, and the classes that a target selects."""
+        fit = self._fitted()
+        device = device_of(self.model)
+        formatted = tuple(x.detach().to(device) for x in _format_tensor_into_tuples(inputs))
+        fit.structure.signature.check(formatted)
+        check_inputs(formatted, dtype_of(self.model))
+        index = target_index(target, len(formatted[0]), fit.structure.target_shape)
+        return formatted, None if index is None else index.to(device)
+
+    def _warn_if_changed(self, fit: _Fit) -> None:
+        if not fit.watch.unchanged():
+            warnings.warn(
+                "the model's weights have changed since the fit, so its moments, heads and "
+                "critics belong to another model; fit again, or use .bind(model) if a fit is "
+                "meant to serve another copy",
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ dataset figures
+
+    def information(
+        self,
+        loader: Iterable[Any],
+        *,
+        additional_forward_args: object = None,
+        prepare_batch: Callable[[Any], Any] | None = None,
+        estimator: Estimator = "variational",
+        unit: Unit = "nats",
+        seed: int = 0,
+        progress: bool = True,
+    ) -> dict[str, dict[str, Estimate]]:
+        """Dataset means of the information per position, layer by layer.
+
+        Unlike ``attribute``, which reads x' at its mean, this averages over seeded noise.
+
+        Args:
+            loader: as for ``fit``.
+            additional_forward_args: further arguments of the model.
+            prepare_batch: as for ``fit``.
+            estimator: ``"variational"`` or ``"infomax"``.
+            unit: ``"nats"`` or ``"bits"``.
+            seed: of the noise.
+            progress: show a progress bar.
+
+        Returns:
+            Layer name -> ``general``, ``sufficient``, ``redundant`` (general - sufficient) and
+            ``capacity`` (summed over channels), each the mean over positions and examples, with
+            the standard error over examples.
+        """
+        fit = self._fitted()
+        check_choice("estimator", estimator, Estimator)
+        self._check_critics(fit, estimator)
+        args = _format_additional_forward_args(additional_forward_args) or ()
+        walk = batches(loader, device_of(self.model), prepare_batch, args)
+        passes, readout = self._passes(self.model, fit.structure), self._readout(fit)
+        factor = per_unit(unit)
+        rows: list[Tensor] = []
+        with torch.no_grad(), isolated_randomness(seed), evaluation_mode(self.model):
+            fit.networks.to(device_of(self.model))
+            for batch in tqdm(walk, desc="information", unit="batch", disable=not progress):
+                check_inputs(batch.inputs, dtype_of(self.model))
+                reader = Reader(
+                    passes, fit.networks, readout, batch.inputs,
+                    batch.additional_forward_args, estimator, fit.beta2,
+                )
+                rows.append(reader.dataset_rows().cpu() * factor)
+        return estimates([site.name for site in fit.structure.sites], torch.cat(rows))
+
+    # ------------------------------------------------------------------ persistence
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit to a safetensors file: networks, moments, bank, choices and names.
+
+        The model itself is not saved, except for a copy that the fit has fine-tuned.
+        """
+        fit = self._fitted()
+        tensors = {f"networks.{k}": v for k, v in fit.networks.state_dict().items()}
+        if fit.base is not None:
+            tensors |= {f"base.{k}": v for k, v in fit.base.state_dict().items()}
+        state = {
+            "layers": self.layers,
+            "several": self._several,
+            "global_layer": self.global_layer,
+            "context_layers": self.context_layers,
+            "downstream": self.downstream is not None,
+            "design": self.design.to_dict(),
+            "structure": fit.structure.to_dict(),
+            "alpha": None if self.alpha is None else self.alpha.tolist(),
+            "bank_sizes": [len(bank.clean) for bank in fit.networks.banks],  # type: ignore
+            "beta2": fit.beta2,
+            "history": vars(fit.history),
+            "base": fit.base is not None,
+            "shapes": shapes(self.forward_func),
+            "fingerprint": fit.watch.expected if fit.base is None
+            else fingerprint(self.forward_func),
+        }
+        checkpoint.write(path, tensors, state)
+
+    @classmethod
+    def load(
+        cls: type[Self],
+        path: str | Path,
+        model: nn.Module,
+        downstream: Callable[..., Tensor] | None = None,
+        strict: bool = True,
+    ) -> Self:
+        """Read a fit and bind it to a model by the names of its layers.
+
+        Args:
+            path: a file that ``save`` wrote.
+            model: the model that was fitted on, or a copy.
+            downstream: the downstream function, if the fit had one.
+            strict: raise if the model's weights are not those of the fit; ``False`` checks
+                names and shapes only.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: for a corrupted or foreign file, or a model whose layers, shapes or
+                weights differ from the fit's; says which.
+        """
+        tensors, state = checkpoint.read(path)
+        check_shapes(state["shapes"], model)
+        if strict and fingerprint(model) != state["fingerprint"]:
+            raise ValueError(
+                "the model's weights are not those that the fit was made on (their fingerprints "
+                "differ). Load the same weights, or pass strict=False to use the fit as it is"
+            )
+        if state["downstream"] and downstream is None:
+            raise ValueError(
+                "the fit had a downstream function, which is not saved; pass downstream= to load"
+            )
+        design = Design.from_dict(state["design"])
+        layer = state["layers"] if state["several"] else state["layers"][0]
+        alpha = None if state["alpha"] is None else torch.tensor(state["alpha"])
+        attribution = cls(
+            model, layer, state["global_layer"], state["context_layers"], downstream,
+            alpha=alpha, **design.to_dict(),
+        )
+        attribution._restore(tensors, state)
+        return attribution
+
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        model: nn.Module = self.forward_func
+        structure = Structure.from_dict(state["structure"])
+        networks = self._build(model, structure, state["bank_sizes"])
+        networks.load_state_dict(_with_prefix(tensors, "networks."))
+        base = None
+        if state["base"]:
+            base = copy.deepcopy(model)
+            base.load_state_dict(_with_prefix(tensors, "base."))
+        self._fit = _Fit(
+            structure, networks.requires_grad_(False), state["beta2"],
+            History(**state["history"]), WeightWatch(model if base is None else base), base,
+        )
+
+    def bind(self: Self, model: nn.Module) -> Self:
+        """The same fit on another copy of the model; names and shapes are checked, not weights.
+
+        Args:
+            model: a model with the same layers and shapes, for example with randomised weights.
+
+        Returns:
+            A new attribution that shares the fitted networks.
+
+        Raises:
+            ValueError: if names or shapes differ; says which.
+        """
+        fit = self._fitted()
+        check_shapes(shapes(self.model), model)
+        bound = copy.copy(self)
+        bound.forward_func = model
+        modules = [model.get_submodule(name) for name in self.layers]
+        bound.layer = modules if self._several else modules[0]
+        bound._fit = dataclasses.replace(fit, base=None, watch=WeightWatch(model))
+        return bound
+
+
+def _alpha_tensor(alpha: float | Tensor) -> Tensor:
+    tensor = torch.as_tensor(alpha, dtype=torch.get_default_dtype()).detach()
+    logit_of(tensor)  # raises outside of [0, 1]
+    return tensor
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+class InfoBottleneckAttribution(_BottleneckAttribution):
+    r"""Information-bottleneck attribution, of the shape of the input.
+
+    *Where in this input is the information that the decision rests on, and how much of it?*
+    Fitted once per dataset; afterwards an attribution costs about a forward pass, for any class.
+
+    Features of the chosen layers are noised, :math:`x' = lpha\epsilon + (1-lpha)x`, with an
+    :math:`lpha` that an inference network reads off the first forward pass. It is trained so
+    that x' holds as little information as it can while the second forward pass, continued from
+    x', still predicts the same. Heads :math:`q(y | x'_{ij})` and InfoMax critics
+    :math:`f(x_{ij}, y_i)` estimate how much each position tells about the global representation
+    y. The maps are, per position,
+
+    .. math::
+
+        	ext{sufficient, class } t:\quad & \log q(t | x'_{ij}) - \log r(t) \
+        	ext{sufficient, no target}:\quad & KLigl(q(y | x'_{ij}) \,\|\, r(y)igr) \
+        	ext{general}:\quad & 	ext{the same, of the clean features } x_{ij} \
+        	ext{redundant}:\quad & 	ext{general} - 	ext{sufficient}
+
+    in nats, resized to the input so that an example's sum is the total over positions (local
+    terms overlap: that total is not the information of the image).
+
+    Sources: VIB (Alemi et al., 2017, https://arxiv.org/abs/1612.00410), Deep InfoMax (Hjelm et
+    al., 2019, https://arxiv.org/abs/1808.06670), IBA (Schulz et al., 2020,
+    https://arxiv.org/abs/2001.00396).
+
+    Example::
+
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(),
+        ...     torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4))
+        >>> images = torch.randn(32, 3, 16, 16, generator=torch.manual_seed(0))
+        >>> attr = InfoBottleneckAttribution(model, layer="1")
+        >>> with warnings.catch_warnings():  # two steps are too few, and say so
+        ...     warnings.simplefilter("ignore")
+        ...     history = attr.fit([images], steps=2, progress=False)
+        >>> attr.attribute(images, target=2).shape
+        torch.Size([32, 3, 16, 16])
+    """
+
+    def _check_structure(self, structure: Structure, inputs: tuple[Tensor, ...]) -> None:
+        for site in structure.sites:
+            if not site.position_axes:
+                raise ValueError(
+                    f"layer {site.name!r} returns (N, {site.channels}): it has no positions to "
+                    "map onto the input. Choose a layer with positions, or use "
+                    "LayerInfoBottleneckAttribution for the value per example"
+                )
+        find_map_input(inputs, structure.position_axes, self.design.map_input)
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: object = None,
+        information: Information = "sufficient",
+        estimator: Estimator = "variational",
+        internal_batch_size: int | None = None,
+        refine_steps: int = 0,
+        unit: Unit = "nats",
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""Maps of the inputs' shape. Deterministic, and independent of the batch.
+
+        Args:
+            inputs: input, or tuple of inputs, batch first, as the model takes them.
+            target: the class, in any of Captum's forms. ``None`` gives the expectation over
+                classes, which is never negative (variational estimator, except redundant).
+            additional_forward_args: further arguments of the model.
+            information: ``"sufficient"`` (what x' tells: what the decision needs), ``"general"``
+                (what the clean features tell) or ``"redundant"`` (their difference, signed).
+            estimator: ``"variational"``: the heads. ``"infomax"``: pointwise mutual information
+                of position and y, by the critics against the reference bank; the target is
+                checked and otherwise without effect.
+            internal_batch_size: examples per forward pass. Default: all at once.
+            refine_steps: steps of per-sample refinement of alpha, from the inferred one.
+            unit: ``"nats"`` or ``"bits"``.
+
+        Returns:
+            Tensor or tuple of the inputs' shapes. With several inputs the map belongs to the one
+            that matches the features' axes (``map_input``); the others get zeros.
+
+        Raises:
+            RuntimeError: before ``fit`` or ``load``.
+            ValueError, TypeError: for inputs unlike the fit's, NaN or Inf, or unknown options.
+            AssertionError, IndexError: for bad targets, as Captum raises them.
+        """
+        is_tuple = _is_tuple(inputs)
+        formatted, index = self._prepare(inputs, target)
+        maps = self._maps(
+            formatted, additional_forward_args, index, information=information,
+            estimator=estimator, internal_batch_size=internal_batch_size,
+            refine_steps=refine_steps, unit=unit,
+        )
+        axes = self._fitted().structure.position_axes
+        mapped = find_map_input(formatted, axes, self.design.map_input)
+        results = tuple(
+            to_input(maps, x) if i == mapped else zeros_for(x) for i, x in enumerate(formatted)
+        )
+        formatted_output: Tensor | tuple[Tensor, ...] = _format_output(is_tuple, results)
+        return formatted_output
+
+    def evidence(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object = None,
+        information: Information = "sufficient",
+        internal_batch_size: int | None = None,
+        refine_steps: int = 0,
+        unit: Unit = "nats",
+    ) -> Tensor:
+        """Evidence for every class from one pass, at the finest chosen layer's resolution.
+
+        Returns:
+            ``(N, classes, *positions)``: ``log q(t | .) - log r(t)`` per position, averaged over
+            the layers. Classes of an output of several axes are flattened.
+
+        Raises:
+            ValueError: if y is continuous and there is no downstream function.
+        """
+        formatted, _ = self._prepare(inputs, None)
+        maps = self._maps(
+            formatted, additional_forward_args, None, classes=True, information=information,
+            estimator="variational", internal_batch_size=internal_batch_size,
+            refine_steps=refine_steps, unit=unit,
+        )
+        return combine(maps, finest([tuple(one.shape[2:]) for one in maps]))
+
+
+class LayerInfoBottleneckAttribution(_BottleneckAttribution):
+    r"""The maps of :class:`InfoBottleneckAttribution` at the layer's own resolution.
+
+    Also for layers without positions, ``(N, C)``: one value per example, ``(N, 1)``.
+
+    Example::
+
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(),
+        ...                             torch.nn.Linear(8, 3))
+        >>> rows = torch.randn(64, 6, generator=torch.manual_seed(0))
+        >>> attr = LayerInfoBottleneckAttribution(model, layer=model[1])
+        >>> with warnings.catch_warnings():  # two steps are too few, and say so
+        ...     warnings.simplefilter("ignore")
+        ...     history = attr.fit([rows], steps=2, progress=False)
+        >>> attr.attribute(rows, target=0).shape
+        torch.Size([64, 1])
+    """
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: object = None,
+        information: Information = "sufficient",
+        estimator: Estimator = "variational",
+        internal_batch_size: int | None = None,
+        refine_steps: int = 0,
+        unit: Unit = "nats",
+    ) -> Any:
+        """Maps per position, in nats; arguments as for the input-shaped class.
+
+        Returns:
+            ``(N, 1, *positions)``; a tuple where the layer returns a tuple of tensors; a list
+            of these for a list of layers.
+        """
+        formatted, index = self._prepare(inputs, target)
+        return self._per_layer(
+            self._maps(
+                formatted, additional_forward_args, index, information=information,
+                estimator=estimator, internal_batch_size=internal_batch_size,
+                refine_steps=refine_steps, unit=unit,
+            )
+        )
+
+    def evidence(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object = None,
+        information: Information = "sufficient",
+        internal_batch_size: int | None = None,
+        refine_steps: int = 0,
+        unit: Unit = "nats",
+    ) -> Any:
+        """Evidence for every class, ``(N, classes, *positions)``, structured as ``attribute``."""
+        formatted, _ = self._prepare(inputs, None)
+        return self._per_layer(
+            self._maps(
+                formatted, additional_forward_args, None, classes=True, information=information,
+                estimator="variational", internal_batch_size=internal_batch_size,
+                refine_steps=refine_steps, unit=unit,
+            )
+        )
+
+    def _per_layer(self, maps: list[Tensor]) -> Any:
+        sites = self._fitted().structure.sites
+        results: list[Any] = []
+        for layer in self.layers:
+            parts = [(site, one) for site, one in zip(sites, maps) if site.layer == layer]
+            is_tuple = parts[0][0].part is not None
+            results.append(_format_output(is_tuple, tuple(one for _, one in parts)))
+        return results if self._several else results[0]

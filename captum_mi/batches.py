@@ -1,0 +1,184 @@
+"""What loaders yield, turned into batches on the model's device; and checks of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Batch", "Signature", "batches", "device_of", "dtype_of", "example_bits", "move"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch as the model takes it.
+
+    Args:
+        inputs: input tensors, batch first.
+        labels: labels ``(N, ...)``, or ``None``.
+        additional_forward_args: further arguments of the model for this batch.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None = None
+    additional_forward_args: tuple[Any, ...] = ()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer; the CPU if it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Floating-point type of the model's first floating-point parameter; float32 if none."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return torch.float32
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """Tensors to a device; tuples and lists element by element; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, (tuple, list)):
+        return type(value)(move(part, device) for part in value)
+    return value
+
+
+def batches(
+    loader: Iterable[Any],
+    device: torch.device,
+    prepare_batch: Callable[[Any], Any] | None,
+    additional_forward_args: tuple[Any, ...],
+) -> Iterator[Batch]:
+    """Walk a loader once.
+
+    A bare tensor is the inputs, a pair is (inputs, labels), a sequence of three or more tensors
+    is several inputs; ``prepare_batch`` may turn anything else into one of these or a
+    :class:`Batch`.
+
+    Raises:
+        TypeError: for a one-shot iterator, or an item of another form.
+        ValueError: if the loader yields nothing.
+    """
+    if iter(loader) is loader:
+        raise TypeError(
+            f"the loader is walked several times, and a {type(loader).__name__} can be walked "
+            "only once; pass a DataLoader, a list, or another iterable that starts afresh"
+        )
+    empty = True
+    for item in loader:
+        empty = False
+        batch = _to_batch(prepare_batch(item) if prepare_batch else item)
+        yield Batch(
+            move(batch.inputs, device),
+            move(batch.labels, device),
+            move(batch.additional_forward_args, device) or additional_forward_args,
+        )
+    if empty:
+        raise ValueError("the loader is empty: it yielded no batch")
+
+
+def _to_batch(item: Any) -> Batch:
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, Tensor):
+        return Batch((item,))
+    if isinstance(item, (tuple, list)) and item:
+        if len(item) == 2:
+            return Batch(_inputs(item[0]), item[1])
+        return Batch(_inputs(item))
+    raise TypeError(
+        f"the loader yielded a {type(item).__name__}; expected a tensor, a pair (inputs, "
+        "labels), or a tuple of inputs. Pass prepare_batch= to turn it into one of these"
+    )
+
+
+def _inputs(value: Any) -> tuple[Tensor, ...]:
+    parts = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(
+            f"inputs must be tensors; got {[type(part).__name__ for part in parts]}. Pass "
+            "prepare_batch= to convert what the loader yields"
+        )
+    return parts
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What inputs looked like during the fit: per input its dtype and all but the free sizes.
+
+    Args:
+        dtypes: names such as ``"float32"``.
+        ranks: numbers of axes.
+        channels: sizes of axis 1, or 0 for inputs of one axis.
+    """
+
+    dtypes: tuple[str, ...]
+    ranks: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, inputs: tuple[Tensor, ...]) -> Signature:
+        return cls(
+            tuple(str(x.dtype).removeprefix("torch.") for x in inputs),
+            tuple(x.dim() for x in inputs),
+            tuple(x.shape[1] if x.dim() > 1 else 0 for x in inputs),
+        )
+
+    def check(self, inputs: tuple[Tensor, ...]) -> None:
+        """Raise where inputs differ from the fit's in number, dtype, axes or channels."""
+        if len(inputs) != len(self.dtypes):
+            raise ValueError(f"got {len(inputs)} inputs; the fit saw {len(self.dtypes)}")
+        now = Signature.of(inputs)
+        for i in range(len(inputs)):
+            if now.dtypes[i] != self.dtypes[i]:
+                raise TypeError(
+                    f"input {i} has dtype {now.dtypes[i]}; the fit saw {self.dtypes[i]}. "
+                    f"Convert it with .to(torch.{self.dtypes[i]})"
+                )
+            if now.ranks[i] != self.ranks[i]:
+                raise ValueError(
+                    f"input {i} has shape {tuple(inputs[i].shape)}; the fit saw inputs of "
+                    f"{self.ranks[i]} axes, the batch first"
+                )
+            # With two axes, axis 1 is a length, which may change.
+            if now.ranks[i] > 2 and now.channels[i] != self.channels[i]:
+                raise ValueError(
+                    f"input {i} has {now.channels[i]} channels (shape "
+                    f"{tuple(inputs[i].shape)}); the fit saw {self.channels[i]}"
+                )
+
+
+def check_inputs(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    """Raise for empty inputs, NaN or Inf, and floating-point types other than the model's."""
+    for i, x in enumerate(inputs):
+        if x.numel() == 0:
+            raise ValueError(f"input {i} is empty: shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            continue
+        if x.dtype != dtype:
+            raise TypeError(
+                f"input {i} has dtype {x.dtype}; the model's parameters are {dtype}. Convert "
+                f"it with .to({dtype})"
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"input {i} holds NaN or Inf; expected finite values")
+
+
+def example_bits(x: Tensor) -> Tensor:
+    """An integer per example ``(N,)`` made of the input's own bits.
+
+    It is the same whatever batch the example comes in, so that a share of the data can be set
+    aside from any loader, shuffled or not.
+    """
+    rows = x.reshape(len(x), -1)
+    if rows.is_floating_point():
+        rows = rows.float().view(torch.int32)
+    return rows.long().sum(1)

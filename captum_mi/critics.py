@@ -1,0 +1,174 @@
+"""Critics ``f(x, y)`` that score whether a local and a global representation belong together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ConcatenatedCritic", "Critic", "SeparableCritic", "make_critic", "mlp"]
+
+
+def mlp(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
+    """GELU network over the last axis; ``hidden=()`` is a single linear layer."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(n_in, width), nn.GELU()]
+        n_in = width
+    return nn.Sequential(*layers, nn.Linear(n_in, n_out))
+
+
+class _Embedding(nn.Module):
+    """A network beside a linear map, over coordinates that tame heavy tails.
+
+    Each coordinate enters as ``x`` and as ``asinh(s x) / asinh(s)`` at three scales: near zero
+    they resolve small values, far out they grow like a logarithm. The linear map gives a critic
+    of Gaussians its exact form at once, which a network alone finds slowly.
+    """
+
+    _SCALES = (1.0, 10.0, 100.0)
+
+    def __init__(self, n_in: int, hidden: Sequence[int], n_out: int) -> None:
+        super().__init__()
+        n_in *= 1 + len(self._SCALES)
+        self.linear = nn.Linear(n_in, n_out)
+        self.network = mlp(n_in, hidden, n_out) if hidden else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tamed = [torch.asinh(s * x) / math.asinh(s) for s in self._SCALES]
+        x = torch.cat([x, *tamed], -1)
+        out: Tensor = self.linear(x)
+        return out if self.network is None else out + self.network(x)
+
+
+class Critic(nn.Module):
+    """Base class. Locals are ``(..., C)`` and globals ``(..., D)``, both standardised.
+
+    Scoring goes through two embeddings, so that a large set of locals can be embedded once and
+    kept: ``score(local_embedding, global_embedding)``.
+    """
+
+    def embed_local(self, x: Tensor) -> Tensor:
+        """``(..., C) -> (..., E)``."""
+        raise NotImplementedError
+
+    def embed_global(self, y: Tensor) -> Tensor:
+        """``(..., D) -> (..., E')``."""
+        raise NotImplementedError
+
+    def score(self, local: Tensor, global_: Tensor) -> Tensor:
+        """Scores of all pairs of ``(..., M, E)`` and ``(..., B, E')``: ``(..., M, B)``."""
+        raise NotImplementedError
+
+    def paired(self, local: Tensor, global_: Tensor) -> Tensor:
+        """Scores of aligned embeddings ``(..., E)`` and ``(..., E')``: ``(...)``."""
+        return self.score(local[..., None, :], global_[..., None, :])[..., 0, 0]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Scores of all pairs of locals ``(M, C)`` and globals ``(B, D)``: ``(M, B)``."""
+        return self.score(self.embed_local(x), self.embed_global(y))
+
+    def log_partition(self, x: Tensor, y: Tensor, chunk: int = 2**22) -> Tensor:
+        """``log mean exp f`` over all pairs of ``(M, C)`` and ``(B, D)``, in chunks of pairs."""
+        local, global_ = self.embed_local(x), self.embed_global(y)
+        rows = max(1, chunk // len(global_))
+        parts = [self.score(part, global_).double().flatten().logsumexp(0)
+                 for part in local.split(rows)]
+        total = torch.stack(parts).logsumexp(0) - math.log(len(local) * len(global_))
+        return total.to(x.dtype)
+
+
+class SeparableCritic(Critic):
+    r"""``f(x, y) = g(x) . h(y) + a(x) + b(y)``, with ``g, a`` and ``h, b`` networks.
+
+    All pairs of a bank cost one matrix product. The offsets ``a`` and ``b`` let the dot product
+    stand for a log density ratio, whose marginal terms are not inner products.
+
+    Args:
+        local_size: ``C``.
+        global_size: ``D``.
+        hidden: widths of the hidden layers; ``()`` is a single-layer critic.
+        embedding_size: length of the dot product.
+    """
+
+    def __init__(
+        self,
+        local_size: int,
+        global_size: int,
+        hidden: Sequence[int] = (256,),
+        embedding_size: int = 64,
+    ) -> None:
+        super().__init__()
+        self.local = _Embedding(local_size, hidden, embedding_size + 1)
+        self.global_ = _Embedding(global_size, hidden, embedding_size + 1)
+
+    def embed_local(self, x: Tensor) -> Tensor:
+        out: Tensor = self.local(x)
+        return out
+
+    def embed_global(self, y: Tensor) -> Tensor:
+        out: Tensor = self.global_(y)
+        return out
+
+    def score(self, local: Tensor, global_: Tensor) -> Tensor:
+        scale = 1 / math.sqrt(local.shape[-1] - 1)
+        product = local[..., :-1] @ global_[..., :-1].transpose(-1, -2)
+        return product * scale + local[..., -1:] + global_[..., None, :, -1]
+
+
+class ConcatenatedCritic(Critic):
+    r"""``f(x, y) = MLP([x, y])``: any interaction, at the price of one evaluation per pair.
+
+    The first layer is split into a part for ``x`` and one for ``y``, which is the same function
+    and lets the parts be computed once per local and once per global.
+
+    Args:
+        local_size: ``C``.
+        global_size: ``D``.
+        hidden: widths of the hidden layers; ``()`` is a single-layer critic (whose scores are a
+            sum of a term of ``x`` and one of ``y``, and can find no dependence).
+    """
+
+    def __init__(
+        self, local_size: int, global_size: int, hidden: Sequence[int] = (256, 256)
+    ) -> None:
+        super().__init__()
+        first = hidden[0] if hidden else 1
+        self.local = _Embedding(local_size, (), first)
+        self.global_ = _Embedding(global_size, (), first)
+        self.rest = (
+            nn.Sequential(nn.GELU(), mlp(first, hidden[1:], 1)) if hidden else nn.Identity()
+        )
+
+    def embed_local(self, x: Tensor) -> Tensor:
+        out: Tensor = self.local(x)
+        return out
+
+    def embed_global(self, y: Tensor) -> Tensor:
+        out: Tensor = self.global_(y)
+        return out
+
+    def score(self, local: Tensor, global_: Tensor) -> Tensor:
+        out: Tensor = self.rest(local[..., :, None, :] + global_[..., None, :, :])
+        return out[..., 0]
+
+
+def make_critic(
+    kind: Literal["separable", "concatenated"],
+    local_size: int,
+    global_size: int,
+    hidden: Sequence[int],
+) -> Critic:
+    """Critic of a kind.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if kind == "separable":
+        return SeparableCritic(local_size, global_size, hidden)
+    if kind == "concatenated":
+        return ConcatenatedCritic(local_size, global_size, hidden)
+    raise ValueError(f"critic must be 'separable' or 'concatenated'; got {kind!r}")

@@ -1,0 +1,486 @@
+"""Fitting: survey the data, train the networks with the full objective, fill the bank."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from captum_mi.batches import Batch, check_inputs, device_of, dtype_of, example_bits
+from captum_mi.bottleneck import inject_noise
+from captum_mi.bounds import info_nce
+from captum_mi.grid import locals_of
+from captum_mi.history import History
+from captum_mi.moments import StreamingMoments
+from captum_mi.networks import Networks
+from captum_mi.outputs import Output, make_output, resolve_kind
+from captum_mi.passes import Pass, Passes, Site
+
+__all__ = ["Settings", "Survey", "Walk", "fill_bank", "noise_sites", "survey", "train"]
+
+Walk = Callable[[], Iterator[Batch]]
+
+_HELD_OUT_SHARE = 8  # one example in eight is held out from the heads
+_KAPPA_SHARE = 1 / 8  # of the distortion of knowing nothing
+_ASCENT_RATE = 0.03
+_DESCENT = 5.0  # beta2 may shrink this many times faster than it grows
+_EMA = 0.9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the networks are trained; see :meth:`captum_mi.InfoBottleneckAttribution.fit`."""
+
+    steps: int = 700
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    task: Literal["prediction", "labels"] = "prediction"
+    beta1: float = 1.0
+    beta2: float | None = None
+    kappa: float | None = None
+    locals_per_example: int = 8
+    base_lr: float = 1e-4
+    amp: bool | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
+        if self.task not in ("prediction", "labels"):
+            raise ValueError(f"task must be 'prediction' or 'labels'; got {self.task!r}")
+        if self.beta2 is not None and self.kappa is not None:
+            raise ValueError("beta2 and kappa exclude each other: kappa holds beta2; pass one")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number >= 0; got {value}")
+        if self.kappa is not None and not 0 < self.kappa < math.inf:
+            raise ValueError(f"kappa must be a number of nats > 0; got {self.kappa}")
+
+    def autocast(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Mixed precision for the model's passes: by default on CUDA, for float32 models."""
+        device = device_of(model).type
+        use = self.amp
+        if use is None:
+            use = device == "cuda" and dtype_of(model) == torch.float32
+        return torch.autocast(device, dtype=torch.bfloat16) if use else nullcontext()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first walk over the data found.
+
+    Attributes:
+        examples: number of examples.
+        holds_out: whether enough examples are there to hold some out from the heads.
+        task_output: what the model's prediction is, with its marginal.
+        uninformed: distortion, in nats, of predicting the marginal for every example.
+    """
+
+    examples: int
+    holds_out: bool
+    task_output: Output
+    uninformed: float
+
+
+def _bar(iterable: Any, settings: Settings, **options: Any) -> Any:
+    return tqdm(iterable, disable=not settings.progress, dynamic_ncols=True, **options)
+
+
+def _held_out(batch: Batch) -> Tensor:
+    return example_bits(batch.inputs[0]) % _HELD_OUT_SHARE == 0
+
+
+@torch.no_grad()
+def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -> Survey:
+    """First walk: moments of features, marginals of y and of the predictions.
+
+    Raises:
+        ValueError: for NaN or Inf in inputs, features or outputs.
+    """
+    streams = {site: StreamingMoments() for site in networks.all_sites}
+    ys: list[Tensor] = []
+    predictions: list[Tensor] = []
+    held_out = 0
+    dtype = networks.global_moments.mean.dtype
+    for batch in _bar(walk(), settings, desc="survey", unit="batch"):
+        check_inputs(batch.inputs, dtype_of(passes.model))
+        with settings.autocast(passes.model):
+            first = passes.first(batch.inputs, batch.additional_forward_args)
+        for site, stream in streams.items():
+            stream.update(_finite(site.of(first.layers), f"layer {site.name!r}"))
+        ys.append(_finite(first.y, "the global representation").to(dtype).cpu())
+        same = first.prediction is first.y
+        predictions.append(ys[-1] if same else first.prediction.to(dtype).cpu())
+        held_out += int(_held_out(batch).sum())
+
+    if networks.design.noise == "matched":
+        for site, stream in streams.items():
+            networks.moments_of(site).set(*stream.result())
+    y = torch.cat(ys)
+    networks.output.cpu().fit_marginal(y)
+    coordinates = networks.output.critic_input(y)
+    networks.global_moments.set(coordinates.mean(0), coordinates.std(0, correction=0))
+    task_output = networks.output
+    if not same:
+        kinds = {p.shape[1:] for p in predictions}
+        if len(kinds) > 1:
+            raise ValueError(
+                "the model's predictions change shape from batch to batch: "
+                f"{sorted(tuple(k) for k in kinds)}; expected one number of classes"
+            )
+        shape = predictions[0].shape[1:]
+        task_output = make_output(resolve_kind(None, shape, True), shape).to(dtype)
+        task_output.fit_marginal(torch.cat(predictions))
+    uninformed = float(task_output.uninformed(torch.cat(predictions)))
+    device = device_of(passes.model)
+    networks.to(device)
+    return Survey(
+        examples=len(y),
+        holds_out=0 < held_out < len(y) // 2,
+        task_output=task_output.to(device),
+        uninformed=uninformed,
+    )
+
+
+def _finite(tensor: Tensor, name: str) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"{name} holds NaN or Inf; the model must be finite on the fitting data (a model "
+            "that overflows in half precision may need amp=False)"
+        )
+    return tensor
+
+
+class _Beta2:
+    """Multiplier of the information terms: fixed, or moved so that the distortion stays at kappa.
+
+    Dual ascent on the logarithm: a distortion below kappa leaves room for more noise, so beta2
+    grows; above, it shrinks, and faster the further above: drowned features give hardly any
+    gradient to come back by. It starts where giving up all information would be worth a
+    distortion of kappa. With an alpha set by hand there is nothing to hold.
+    """
+
+    def __init__(self, settings: Settings, uninformed: float | None) -> None:
+        self.kappa = settings.kappa
+        if settings.beta2 is None and self.kappa is None and uninformed is not None:
+            self.kappa = max(_KAPPA_SHARE * uninformed, 1e-6)
+        self.value = settings.beta2
+        self.average = 0.0
+
+    def start(self, information: float) -> float:
+        """The multiplier, chosen from the information terms before the first step."""
+        if self.value is None:
+            self.value = 1.0 if self.kappa is None else self.kappa / max(information, 1e-6)
+        return self.value
+
+    def update(self, distortion: float) -> None:
+        if self.kappa is None or self.value is None:
+            return
+        self.average = _EMA * self.average + (1 - _EMA) * distortion
+        gap = (self.kappa - self.average) / self.kappa
+        self.value *= math.exp(_ASCENT_RATE * min(1.0, max(-_DESCENT, gap)))
+
+    def warn_if_missed(self) -> None:
+        if self.kappa is None:
+            return
+        if abs(self.average - self.kappa) > 0.5 * self.kappa:
+            warnings.warn(
+                f"the distortion ended at {self.average:.3g} nats, kappa is {self.kappa:.3g}: "
+                "fit for more steps, or choose a kappa nearer to what the bottleneck reaches",
+                stacklevel=2,
+            )
+
+
+class _Trainer:
+    """One step of the objective; each network follows its own part of it."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        networks: Networks,
+        found: Survey,
+        settings: Settings,
+        teacher: Passes | None,
+    ) -> None:
+        self.passes, self.networks, self.found = passes, networks, found
+        self.settings, self.teacher = settings, teacher
+        base = list(passes.model.parameters()) if teacher is not None else []
+        self.base = [p for p in base if p.is_floating_point()]
+        self.encoder = list(networks.inference.parameters()) + self.base
+        self.beta2 = _Beta2(settings, found.uninformed if self.encoder else None)
+        self.heads = list(networks.heads.parameters())
+        self.critics = list(networks.critics.parameters()) if settings.beta1 else []
+        own = list(networks.inference.parameters()) + self.heads + self.critics
+        groups: list[dict[str, Any]] = [{"params": own, "lr": settings.lr}]
+        if self.base:
+            groups.append({"params": self.base, "lr": settings.base_lr})
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            [group["lr"] for group in groups],
+            total_steps=settings.steps,
+        )
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Update all networks on one batch and return the terms, in nats."""
+        networks, args = self.networks, batch.additional_forward_args
+        with torch.set_grad_enabled(bool(self.base)), self.settings.autocast(self.passes.model):
+            first = self.passes.first(batch.inputs, args)
+        z = networks.standardise(first.layers)
+        logits = networks.alpha_logits(z)
+        noised = {
+            site: inject_noise(z[site], logits[site], torch.randn_like(z[site]))
+            for site in networks.sites
+        }
+        task = self._task_loss(batch, first, logits)
+        bound, likelihood, held, marginal = self._heads(z, noised, first.y, _held_out(batch))
+        size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
+        nce, nce_loss = self._critics(z, noised, first.y)
+        beta2 = self.beta2.start(float(bound + size))
+        objective = (task + beta2 * (bound + size)) / (1 + beta2)
+        if self.base:
+            objective = objective - self.settings.beta1 * nce
+        terms = torch.stack(
+            [task, bound, size, nce, held, marginal]
+            + [torch.stack([torch.sigmoid(logit).mean() for logit in logits.values()]).mean()]
+        ).detach()
+        names = ("distortion", "information", "capacity", "info_nce", "head", "marginal", "alpha")
+        values = dict(zip(names, terms.tolist()))
+        values["beta2"] = beta2
+        self._check(values)
+        self._update(objective, likelihood, self.settings.beta1 * nce_loss)
+        self.beta2.update(values["distortion"])
+        if not self.critics:
+            del values["info_nce"]
+        return values
+
+    def _task_loss(self, batch: Batch, first: Pass, logits: dict[Site, Tensor]) -> Tensor:
+        """Distortion of the second pass, whose features are the running ones, noised."""
+        args = batch.additional_forward_args
+        with self.settings.autocast(self.passes.model):
+            second = self.passes.second(batch.inputs, args, noise_sites(self.networks, logits))
+        output = self.found.task_output
+        if self.settings.task == "labels":
+            if batch.labels is None:
+                raise ValueError(
+                    "task='labels' needs labels; the loader yielded inputs alone. Yield "
+                    "(inputs, labels), or use task='prediction'"
+                )
+            clean = output.label_loss(first.prediction.detach(), batch.labels)
+            return (output.label_loss(second.prediction, batch.labels) - clean).mean()
+        reference = first
+        if self.teacher is not None:
+            with torch.no_grad(), self.settings.autocast(self.passes.model):
+                reference = self.teacher.first(batch.inputs, args)
+        return output.distortion(reference.prediction.detach(), second.prediction).mean()
+
+    def _heads(
+        self, z: dict[Site, Tensor], noised: dict[Site, Tensor], y: Tensor, held_out: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """KL of x', likelihood loss, held-out likelihood of x' and of the marginal."""
+        output = self.networks.output
+        target = output.encode(y.detach())
+        bounds, losses, held = [], [], []
+        trained = ~held_out if self.found.holds_out else torch.ones_like(held_out)
+        for i, site in enumerate(self.networks.sites):
+            # Likelihood reaches the head alone: _update differentiates it for nothing else.
+            of_noised = self.networks.head(i, noised[site])
+            of_clean = self.networks.head(i, z[site])
+            nll = output.negative_log_likelihood(of_noised, target[:, None]).mean(1)
+            nll_clean = output.negative_log_likelihood(of_clean, target[:, None]).mean(1)
+            bounds.append(output.kl(of_noised).mean())
+            losses.append((0.5 * (nll + nll_clean) * trained).sum() / trained.sum().clamp_min(1))
+            held.append(_masked_mean(nll, held_out))
+        marginal = _masked_mean(output.marginal_negative_log_likelihood(target), held_out)
+        mean = [torch.stack(values).mean() for values in (bounds, losses, held)]
+        return mean[0], mean[1], mean[2], marginal
+
+    def _critics(
+        self, z: dict[Site, Tensor], noised: dict[Site, Tensor], y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """InfoNCE of clean locals, and the critics' own loss on clean and noised ones."""
+        zero = y.new_zeros((), dtype=self.networks.global_moments.mean.dtype)
+        if not self.critics or len(y) < 2:
+            return zero, zero
+        global_ = self.networks.global_input(y)
+        bounds, losses = [], []
+        for i, site in enumerate(self.networks.sites):
+            chosen = _random_positions(z[site], self.settings.locals_per_example)
+            scores = [
+                self._scores(i, features, chosen, global_)
+                for features in (z[site], noised[site].detach())
+            ]
+            bounds.append(info_nce(scores[0]))
+            losses += [
+                -0.5 * (info_nce(s, "local") + info_nce(s, "global")) for s in scores
+            ]
+        return torch.stack(bounds).mean(), torch.stack(losses).mean()
+
+    def _scores(self, i: int, features: Tensor, chosen: Tensor, global_: Tensor) -> Tensor:
+        rows = locals_of(features)
+        rows = rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
+        scores: Tensor = self.networks.critics[i](rows.flatten(0, 1), global_)
+        return scores.unflatten(0, rows.shape[:2])
+
+    def _update(self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor) -> None:
+        for loss, parameters in (
+            (objective, self.encoder),
+            (likelihood, self.heads),
+            (critic_loss, self.critics),
+        ):
+            if not parameters or not loss.requires_grad:
+                continue
+            gradients = torch.autograd.grad(
+                loss, parameters, retain_graph=True, allow_unused=True
+            )
+            for parameter, gradient in zip(parameters, gradients):
+                parameter.grad = gradient
+        self.optimizer.step()
+        self.schedule.step()
+
+    def _check(self, values: dict[str, float]) -> None:
+        for name in ("distortion", "information", "capacity", "info_nce", "alpha"):
+            if not math.isfinite(values[name]):
+                raise FloatingPointError(
+                    f"the fit diverged: {name} became {values[name]}. Lower lr"
+                    f" (now {self.settings.lr:g}), or fit with amp=False"
+                )
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean where the mask is set; NaN where it never is."""
+    return (values * mask).sum() / mask.sum()
+
+
+def _random_positions(z: Tensor, count: int) -> Tensor:
+    """Indices ``(N, K)`` of distinct random positions of each example."""
+    n, p = z.shape[0], math.prod(z.shape[2:])
+    return torch.rand(n, p, device=z.device).argsort(1)[:, : min(count, p)]
+
+
+def noise_sites(
+    networks: Networks, logits: dict[Site, Tensor], noise: dict[Site, Tensor] | None = None
+) -> dict[Site, Callable[[Tensor], Tensor]]:
+    """Functions that noise running features in a second pass, in the features' own units.
+
+    Args:
+        networks: the fit.
+        logits: logit of alpha for each site.
+        noise: the draw for each site; ``None`` draws afresh.
+    """
+
+    def noiser(site: Site) -> Callable[[Tensor], Tensor]:
+        moments = networks.moments_of(site)
+
+        def inject(features: Tensor) -> Tensor:
+            z = moments.standardise(features)
+            draw = torch.randn_like(z) if noise is None else noise[site]
+            return moments.restore(inject_noise(z, logits[site], draw)).to(features.dtype)
+
+        return inject
+
+    return {site: noiser(site) for site in networks.sites}
+
+
+def _endless(walk: Walk) -> Iterator[Batch]:
+    while True:
+        yield from walk()
+
+
+def train(
+    passes: Passes,
+    networks: Networks,
+    walk: Walk,
+    found: Survey,
+    settings: Settings,
+    teacher: Passes | None = None,
+) -> tuple[History, float]:
+    """Train the networks.
+
+    Args:
+        passes: passes of the model; its parameters are trained too if there is a teacher.
+        networks: what is trained.
+        walk: starts a walk over the data.
+        found: the survey.
+        settings: how to train.
+        teacher: passes of the original model, when a copy is fine-tuned.
+
+    Returns:
+        The history, and the last beta2.
+
+    Raises:
+        FloatingPointError: if a term of the objective is not finite.
+    """
+    trainer = _Trainer(passes, networks, found, settings, teacher)
+    history = History(kappa=trainer.beta2.kappa)
+    start = time.perf_counter()
+    data = _endless(walk)
+    bar = _bar(range(settings.steps), settings, desc="fit", unit="step")
+    for step in bar:
+        batch = next(data)
+        check_inputs(batch.inputs, dtype_of(passes.model))
+        values = trainer.step(batch)
+        history.append(**values)
+        if step % 10 == 0 or step == settings.steps - 1:
+            shown = ("distortion", "information", "capacity", "info_nce", "beta2")
+            bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values})
+    history.seconds = time.perf_counter() - start
+    trainer.beta2.warn_if_missed()
+    head, marginal = history.recent("head"), history.recent("marginal")
+    if head >= marginal:
+        warnings.warn(
+            f"the heads predict held-out examples no better than the marginal does ({head:.3g} "
+            f"against {marginal:.3g} nats): the maps will be empty or arbitrary. Fit for more "
+            "steps or on more data, or choose a layer that knows more about y",
+            stacklevel=2,
+        )
+    return history, history.beta2[-1]
+
+
+@torch.no_grad()
+def fill_bank(
+    passes: Passes, networks: Networks, walk: Walk, examples: int, settings: Settings
+) -> None:
+    """Last walk: fill the reference banks with locals drawn evenly over the examples."""
+    sizes = [len(bank.clean) for bank in networks.banks]  # type: ignore[arg-type]
+    if not sizes:
+        return
+    clean: list[list[Tensor]] = [[] for _ in sizes]
+    noised: list[list[Tensor]] = [[] for _ in sizes]
+    seen = 0
+    for batch in _bar(walk(), settings, desc="bank", unit="batch"):
+        first = passes.first(batch.inputs, batch.additional_forward_args)
+        z = networks.standardise(first.layers)
+        logits = networks.alpha_logits(z)
+        n = len(batch.inputs[0])
+        for i, site in enumerate(networks.sites):
+            rows = _even_rows(z[site], seen, examples, sizes[i])
+            critic = networks.critic(i)
+            for features, store in (
+                (z[site], clean[i]),
+                (networks.mean_signal(z[site], logits[site]), noised[i]),
+            ):
+                store.append(critic.embed_local(locals_of(features)[rows]))
+        seen += n
+    for i, bank in enumerate(networks.banks):
+        bank.clean = torch.cat(clean[i])[: sizes[i]]
+        bank.noised = torch.cat(noised[i])[: sizes[i]]
+
+
+def _even_rows(z: Tensor, seen: int, examples: int, size: int) -> tuple[Tensor, Tensor]:
+    """Which (example, position) pairs of a batch go to a bank of ``size`` locals."""
+    n = len(z)
+    order = _random_positions(z, math.prod(z.shape[2:]))
+    index = torch.arange(seen, seen + n + 1, device=z.device)
+    quota = (index * size // max(examples, 1)).diff()
+    taken = torch.arange(order.shape[1], device=z.device) < quota[:, None]
+    return taken.nonzero()[:, 0], order[taken]

@@ -1,0 +1,97 @@
+"""Maps over positions -> attributions of an input's shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from captum_mi.grid import finest, n_positions, resize
+
+__all__ = ["Unit", "combine", "find_map_input", "per_unit", "to_input", "zeros_for"]
+
+Unit = Literal["nats", "bits"]
+
+
+def per_unit(unit: Unit) -> float:
+    """Factor from nats to a unit.
+
+    Raises:
+        ValueError: for an unknown unit.
+    """
+    if unit not in ("nats", "bits"):
+        raise ValueError(f"unit must be 'nats' or 'bits'; got {unit!r}")
+    return 1.0 if unit == "nats" else 1 / math.log(2)
+
+
+def combine(maps: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
+    """Mean of maps ``(N, M, *positions_l)`` after resizing each to one grid, as densities."""
+    return torch.stack([resize(one, positions) for one in maps]).mean(0)
+
+
+def to_input(maps: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Attributions of the shape of an input from the maps of several layers.
+
+    Each map is resized to the input's grid as a density, the maps are averaged, scaled by
+    (positions of the finest layer / positions of the input), and shared equally by the input's
+    channels: the sum over an example is the total over positions. Local terms overlap, so
+    that total is not the information of the whole input.
+
+    Args:
+        maps: ``(N, 1, *positions_l)``, one per layer.
+        like: the input, ``(N, C, *spatial)`` or ``(N, *spatial)``.
+    """
+    grid = finest([tuple(one.shape[2:]) for one in maps])
+    channels, spatial = _channels_and_grid(like, len(grid))
+    density = combine(maps, spatial) * (n_positions(grid) / n_positions(spatial) / channels)
+    shaped = density.expand(-1, channels, *spatial) if like.dim() > len(spatial) + 1 else density
+    dtype = like.dtype if like.is_floating_point() else density.dtype
+    return shaped.reshape(like.shape).to(dtype).contiguous()
+
+
+def _channels_and_grid(like: Tensor, axes: int) -> tuple[int, tuple[int, ...]]:
+    if like.dim() == axes + 2:
+        return like.shape[1], tuple(like.shape[2:])
+    return 1, tuple(like.shape[1:])
+
+
+def find_map_input(inputs: tuple[Tensor, ...], axes: int, map_input: int | None) -> int:
+    """Index of the input that the map belongs to.
+
+    Inputs ``(N, C, *spatial)`` with as many spatial axes as the features match; failing those,
+    inputs ``(N, *spatial)`` without a channel axis.
+
+    Raises:
+        ValueError: if none matches, or several do and ``map_input`` does not say which.
+    """
+    if map_input is not None:
+        if not 0 <= map_input < len(inputs):
+            raise ValueError(f"map_input={map_input} is out of range for {len(inputs)} inputs")
+        if inputs[map_input].dim() not in (axes + 1, axes + 2):
+            raise ValueError(
+                f"map_input={map_input} has shape {tuple(inputs[map_input].shape)}, which does "
+                f"not match features of {axes} position axes"
+            )
+        return map_input
+    for rank in (axes + 2, axes + 1):
+        matching = [i for i, x in enumerate(inputs) if x.dim() == rank]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise ValueError(
+                f"inputs {matching} all match the features' {axes} position axes; pass "
+                "map_input= to say which one the map belongs to"
+            )
+    raise ValueError(
+        f"no input matches features of {axes} position axes; input shapes are "
+        f"{[tuple(x.shape) for x in inputs]}. LayerInfoBottleneckAttribution gives the maps at "
+        "the layer's own resolution"
+    )
+
+
+def zeros_for(x: Tensor) -> Tensor:
+    """Zero attributions of an input's shape, floating-point for integer inputs too."""
+    return torch.zeros_like(x, dtype=None if x.is_floating_point() else torch.get_default_dtype())

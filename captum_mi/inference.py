@@ -1,0 +1,98 @@
+"""The inference network: features of the first forward pass -> the logit of alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from captum_mi.bottleneck import logit_of
+from captum_mi.grid import resize
+
+__all__ = ["FixedAlpha", "InferenceNetwork"]
+
+_CONV: dict[int, type[nn.Module]] = {0: nn.Conv1d, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_GROUPS = 8
+
+
+class InferenceNetwork(nn.Module):
+    """Reads several layers, resized to one grid and concatenated, and returns alpha's logit.
+
+    Each layer passes a 1x1 convolution, group normalisation and GELU at its own resolution;
+    then come two 3x3 convolutions and a last 1x1, which starts at ``initial_logit`` everywhere.
+    Group normalisation works within an example, so that no example depends on its batch.
+
+    Args:
+        channels: channels of each layer that is read.
+        position_axes: number of position axes of the grid that alpha lives on, 0 to 3.
+        kind: ``"conv"`` sees neighbours, ``"mlp"`` (kernel size 1) one position at a time.
+        width: channels that each layer is reduced to, a multiple of 8.
+        hidden: channels of the two convolutions.
+        initial_logit: ``-3`` starts at alpha = 0.05, nearly untouched features.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        position_axes: int,
+        kind: Literal["conv", "mlp"] = "conv",
+        width: int = 96,
+        hidden: int = 192,
+        initial_logit: float = -3.0,
+    ) -> None:
+        super().__init__()
+        self.position_axes = position_axes
+        kernel = 3 if kind == "conv" and position_axes else 1
+        self.reduce = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(c, width, 1), nn.GroupNorm(_GROUPS, width), nn.GELU())
+            for c in channels
+        )
+        conv = _CONV[position_axes]
+        last = conv(hidden, 1, 1)
+        self.combine = nn.Sequential(
+            conv(width * len(channels), hidden, kernel, padding=kernel // 2),
+            nn.GELU(),
+            conv(hidden, hidden, kernel, padding=kernel // 2),
+            nn.GELU(),
+            last,
+        )
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        nn.init.constant_(last.bias, initial_logit)  # type: ignore[arg-type]
+
+    def forward(self, context: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
+        """Logit ``(N, 1, *positions)`` from standardised features ``(N, C_l, *positions_l)``."""
+        reduced = [self._reduce(net, z, positions) for net, z in zip(self.reduce, context)]
+        stacked = torch.cat(reduced, 1)
+        if self.position_axes:
+            logit: Tensor = self.combine(stacked)
+        else:
+            logit = self.combine(stacked[..., None])[..., 0]
+        return logit
+
+    @staticmethod
+    def _reduce(net: nn.Module, z: Tensor, positions: Sequence[int]) -> Tensor:
+        reduced = net(z.flatten(2) if z.dim() > 2 else z[..., None])
+        return resize(reduced.unflatten(2, z.shape[2:]) if z.dim() > 2 else reduced[..., 0],
+                      positions)
+
+
+class FixedAlpha(nn.Module):
+    """An alpha set by hand: a number, or a tensor that is resized to each layer's grid.
+
+    Args:
+        alpha: a tensor of shape ``()`` or of the grid ``(*positions)``, values in [0, 1].
+    """
+
+    logit: Tensor
+
+    def __init__(self, alpha: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logit", logit_of(alpha))
+
+    def forward(self, context: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
+        """Logit ``(N, 1, *positions)``; of the context, only its batch size is used."""
+        return resize(self.logit[None, None], positions).expand(
+            len(context[0]), 1, *positions
+        )

@@ -1,0 +1,105 @@
+"""Does the heat lie on the object? Metrics against boxes or masks, one value per image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["effective_heat_ratio", "grid_pointing", "inside_box", "pointing"]
+
+
+def _check(maps: Tensor, masks: Tensor) -> None:
+    if maps.dim() != 3 or masks.shape != maps.shape or masks.dtype != torch.bool:
+        raise ValueError(
+            "expected maps (N, H, W) and boolean masks of the same shape; got maps "
+            f"{tuple(maps.shape)} and {masks.dtype} masks {tuple(masks.shape)}. Sum an "
+            "attribution over its channels first"
+        )
+    if not bool(masks.flatten(1).any(1).all()):
+        raise ValueError("a mask is empty; expected at least one pixel of object in each")
+
+
+def inside_box(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of the top-n pixels that lie on the object, n being the object's pixels.
+
+    Args:
+        maps: heat ``(N, H, W)``.
+        masks: object ``(N, H, W)``, boolean.
+
+    Returns:
+        ``(N,)`` in [0, 1]; a random map scores the object's share of the image.
+    """
+    _check(maps, masks)
+    order = maps.flatten(1).argsort(1, descending=True, stable=True)
+    hit = masks.flatten(1).gather(1, order).double().cumsum(1)
+    n = masks.flatten(1).sum(1)
+    return (hit.gather(1, n[:, None] - 1)[:, 0] / n).float()
+
+
+def pointing(maps: Tensor, masks: Tensor) -> Tensor:
+    """Pointing game: whether the maximum lies on the object (Zhang et al., 2018).
+
+    Of several equal maxima, the share on the object counts.
+
+    Args:
+        maps: heat ``(N, H, W)``.
+        masks: object ``(N, H, W)``, boolean.
+
+    Returns:
+        ``(N,)`` in [0, 1].
+    """
+    _check(maps, masks)
+    flat = maps.flatten(1)
+    top = flat == flat.amax(1, keepdim=True)
+    return (top & masks.flatten(1)).sum(1) / top.sum(1)
+
+
+def effective_heat_ratio(maps: Tensor, masks: Tensor, levels: int = 19) -> Tensor:
+    """Effective heat ratio (Zhang et al., InputIBA, 2021, https://arxiv.org/abs/2110.15728).
+
+    For each mass quantile 5 %, ..., 95 % the smallest set of pixels that holds that share of
+    the positive heat; the share of the set that lies on the object, averaged over quantiles.
+    It depends on the order and the relative size of the heat alone, not on its scale.
+
+    Args:
+        maps: heat ``(N, H, W)``; negative heat counts as none.
+        masks: object ``(N, H, W)``, boolean.
+        levels: number of quantiles, evenly inside (0, 1).
+
+    Returns:
+        ``(N,)`` in [0, 1]; a map without positive heat scores as a uniform one.
+    """
+    _check(maps, masks)
+    heat = maps.flatten(1).double().clamp_min(0)
+    heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, torch.ones_like(heat))
+    sorted_heat, order = heat.sort(1, descending=True, stable=True)
+    mass = sorted_heat.cumsum(1) / sorted_heat.sum(1, keepdim=True)
+    hits = masks.flatten(1).gather(1, order).double().cumsum(1)
+    quantiles = torch.linspace(0, 1, levels + 2, dtype=mass.dtype, device=mass.device)[1:-1]
+    count = torch.searchsorted(mass.contiguous(), quantiles.expand(len(mass), -1).contiguous())
+    count = count.clamp_max(mass.shape[1] - 1)
+    return (hits.gather(1, count) / (count + 1)).mean(1).float()
+
+
+def grid_pointing(maps: Tensor, cells: Tensor) -> Tensor:
+    """Grid pointing game: share of the positive heat of a 2x2 mosaic in the right cell.
+
+    Source: Boehle et al., 2021, https://arxiv.org/abs/2104.00032.
+
+    Args:
+        maps: heat ``(N, H, W)`` of mosaics, for the class of one cell each.
+        cells: that cell ``(N,)``: 0 top left, 1 top right, 2 bottom left, 3 bottom right.
+
+    Returns:
+        ``(N,)`` in [0, 1]; a map without positive heat scores 1/4.
+    """
+    if maps.dim() != 3 or maps.shape[1] % 2 or maps.shape[2] % 2 or len(cells) != len(maps):
+        raise ValueError(
+            "expected maps (N, H, W) with even H and W and one cell for each; got maps "
+            f"{tuple(maps.shape)} and {len(cells)} cells"
+        )
+    n, h, w = maps.shape
+    heat = maps.double().clamp_min(0).reshape(n, 2, h // 2, 2, w // 2).sum((2, 4)).flatten(1)
+    heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, torch.ones_like(heat))
+    share = heat / heat.sum(1, keepdim=True)
+    return share.gather(1, cells[:, None].to(share.device))[:, 0].float()

@@ -1,0 +1,84 @@
+"""Mean and standard deviation of each feature channel over the fitting data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Moments", "StreamingMoments", "channel_view"]
+
+
+def channel_view(values: Tensor, like: Tensor) -> Tensor:
+    """View a ``(C,)`` tensor so that it broadcasts along axis 1 of ``like``: ``(N, C, ...)``."""
+    return values.view(1, -1, *([1] * (like.dim() - 2)))
+
+
+class StreamingMoments:
+    """Accumulates count, sum and sum of squares per channel, in float64, batch by batch.
+
+    The squares are taken around the first batch's mean, so that features with a large offset
+    keep their digits.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shift: Tensor | None = None
+        self._sum = torch.zeros(())
+        self._square = torch.zeros(())
+
+    def update(self, features: Tensor) -> None:
+        """Add a batch of features ``(N, C, *positions)``."""
+        rows = features.detach().transpose(0, 1).flatten(1).double()  # (C, N * positions)
+        if self._shift is None:
+            self._shift = rows.mean(1)
+            self._sum = torch.zeros_like(self._shift)
+            self._square = torch.zeros_like(self._shift)
+        rows = rows - self._shift[:, None]
+        self.count += rows.shape[1]
+        self._sum += rows.sum(1)
+        self._square += rows.square().sum(1)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean and (population) standard deviation, each ``(C,)``, float64."""
+        if self._shift is None:
+            raise RuntimeError("no features were seen: call update first")
+        mean = self._sum / self.count
+        variance = (self._square / self.count - mean.square()).clamp_min(0)
+        return self._shift + mean, variance.sqrt()
+
+
+class Moments(nn.Module):
+    """Standardises features channel by channel, and maps them back.
+
+    A channel's standard deviation is floored at ``floor`` times the mean one of its layer: a
+    dead channel stays at 0 instead of being blown up.
+
+    Args:
+        channels: ``C``.
+        floor: relative floor of the standard deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, floor: float = 0.01) -> None:
+        super().__init__()
+        self.floor = floor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    @torch.no_grad()
+    def set(self, mean: Tensor, std: Tensor) -> None:
+        """Store moments ``(C,)``, with the floor applied."""
+        lowest = self.floor * std.mean()
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp_min(lowest) if lowest > 0 else torch.ones_like(std))
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """``(N, C, *positions)`` features to zero mean and unit variance per channel."""
+        features = features.to(self.mean.dtype)
+        return (features - channel_view(self.mean, features)) / channel_view(self.std, features)
+
+    def restore(self, z: Tensor) -> Tensor:
+        """Inverse of :meth:`standardise`."""
+        return z * channel_view(self.std, z) + channel_view(self.mean, z)

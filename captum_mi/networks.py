@@ -1,0 +1,155 @@
+"""Everything that a fit learns, as one module: moments, inference network, heads, critics, bank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_mi.bottleneck import capacity, keep
+from captum_mi.bounds import pointwise_info_nce
+from captum_mi.critics import Critic, make_critic, mlp
+from captum_mi.grid import finest, locals_of, resize
+from captum_mi.inference import FixedAlpha, InferenceNetwork
+from captum_mi.moments import Moments
+from captum_mi.outputs import make_output
+from captum_mi.passes import Site
+from captum_mi.structure import Design, Structure
+
+__all__ = ["Bank", "Networks"]
+
+_BANK_CHUNK = 1024
+
+
+class Bank(nn.Module):
+    """Frozen reference set of locals, embedded by a critic: samples of the marginal of x and x'.
+
+    Args:
+        size: number of locals; 0 for a fit without a critic.
+        embedding_size: length of the critic's embedding of a local.
+    """
+
+    clean: Tensor
+    noised: Tensor
+
+    def __init__(self, size: int, embedding_size: int) -> None:
+        super().__init__()
+        self.register_buffer("clean", torch.zeros(size, embedding_size))
+        self.register_buffer("noised", torch.zeros(size, embedding_size))
+
+    def logsumexp(self, critic: Critic, global_: Tensor, noised: bool) -> Tensor:
+        """``log sum exp`` of the scores of embedded globals ``(N, E)`` over the bank: ``(N,)``."""
+        bank = self.noised if noised else self.clean
+        parts = [
+            critic.score(part, global_).logsumexp(0)
+            for part in bank.split(_BANK_CHUNK)
+        ]
+        return torch.stack(parts).logsumexp(0)
+
+
+class Networks(nn.Module):
+    """The learned part of the method; the user's model is no part of it.
+
+    Args:
+        design: the choices.
+        structure: the shapes that were found in the user's model.
+        alpha: a fixed alpha, or ``None`` to infer it.
+        bank_sizes: locals in the reference bank of each site; none leaves the critics out.
+    """
+
+    class_log_marginal: Tensor
+
+    def __init__(
+        self,
+        design: Design,
+        structure: Structure,
+        alpha: Tensor | None,
+        bank_sizes: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.design = design
+        self.sites, self.context = structure.sites, structure.context
+        self.output = output = make_output(structure.output, structure.y_shape)
+        sites, context = self.sites, self.context
+        axes = max(site.position_axes for site in sites)
+        self.inference: nn.Module = (
+            InferenceNetwork([site.channels for site in context], axes, design.inference)
+            if alpha is None
+            else FixedAlpha(alpha)
+        )
+        self.moments = nn.ModuleList(Moments(site.channels) for site in self.all_sites)
+        self.global_moments = Moments(output.size)
+        self.register_buffer("class_log_marginal", torch.zeros(structure.n_classes))
+        self.heads = nn.ModuleList(
+            mlp(site.channels, design.head_hidden, output.head_size) for site in sites
+        )
+        for head in self.heads:
+            nn.init.zeros_(head[-1].weight)  # type: ignore[index, arg-type]
+        self.critics = nn.ModuleList(
+            make_critic(design.critic, site.channels, output.size, design.critic_hidden)
+            for site in (sites if bank_sizes else ())
+        )
+        self.banks = nn.ModuleList(
+            Bank(size, critic.embed_local(torch.zeros(1, site.channels)).shape[-1])  # type: ignore[operator]
+            for size, critic, site in zip(bank_sizes, self.critics, sites)
+        )
+
+    @property
+    def all_sites(self) -> tuple[Site, ...]:
+        """Sites and context without repeats, in the order of :attr:`moments`."""
+        return tuple(dict.fromkeys(self.sites + self.context))
+
+    def moments_of(self, site: Site) -> Moments:
+        """The moments of a site or a context layer."""
+        return self.moments[self.all_sites.index(site)]  # type: ignore[return-value]
+
+    def standardise(self, layers: dict[str, Any]) -> dict[Site, Tensor]:
+        """Standardised features of every site, from captured outputs."""
+        return {site: self.moments_of(site).standardise(site.of(layers))
+                for site in self.all_sites}
+
+    def alpha_map(self, z: dict[Site, Tensor]) -> Tensor:
+        """Logit of alpha ``(N, 1, *positions)`` on the finest grid of the sites."""
+        positions = finest([tuple(z[site].shape[2:]) for site in self.sites])
+        logit: Tensor = self.inference([z[site] for site in self.context], positions)
+        return logit
+
+    def spread(self, alpha_map: Tensor, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
+        """The map of logits, resized to each site's grid."""
+        return {site: resize(alpha_map, z[site].shape[2:]) for site in self.sites}
+
+    def alpha_logits(self, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
+        """Logit of alpha for each site: one map, resized."""
+        return self.spread(self.alpha_map(z), z)
+
+    def head(self, i: int, z: Tensor) -> Tensor:
+        """Parameters ``(N, P, head_size)`` of ``q(y | x')`` from features of site ``i``."""
+        out: Tensor = self.heads[i](locals_of(z))
+        return out
+
+    def critic(self, i: int) -> Critic:
+        """The InfoMax critic of site ``i``."""
+        return self.critics[i]  # type: ignore[return-value]
+
+    def global_input(self, raw: Tensor) -> Tensor:
+        """Standardised coordinates ``(N, size)`` of y for the critics."""
+        return self.global_moments.standardise(self.output.critic_input(raw))
+
+    def pointwise_information(self, i: int, z: Tensor, y: Tensor, noised: bool) -> Tensor:
+        """InfoMax: ``(N, P)`` pointwise information of site ``i``'s locals and raw y, in nats."""
+        critic, bank = self.critic(i), self.banks[i]
+        global_ = critic.embed_global(self.global_input(y))
+        positive = critic.paired(critic.embed_local(locals_of(z)), global_[:, None])
+        negatives = bank.logsumexp(critic, global_, noised)  # type: ignore[operator]
+        return pointwise_info_nce(positive, negatives[:, None], len(bank.clean))  # type: ignore[arg-type]
+
+    def capacity(self, z: dict[Site, Tensor], logits: dict[Site, Tensor]) -> dict[Site, Tensor]:
+        """Capacity of each element of each site, ``(N, C, *positions)``, in nats."""
+        return {site: capacity(z[site], logits[site]) for site in self.sites}
+
+    @staticmethod
+    def mean_signal(z: Tensor, logit: Tensor) -> Tensor:
+        """``(1 - alpha) z``, the mean of the noised features."""
+        return keep(logit) * z

@@ -1,0 +1,360 @@
+"""What the global representation ``y`` is: a class, labels, or a continuous vector.
+
+An output knows how a head's numbers describe ``q(y | x')``, what the marginal ``r(y)`` of the
+fitting data is, and how far the predictions of two passes are from each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_mi.bounds import bernoulli_kl, categorical_kl, gaussian_kl
+
+__all__ = [
+    "BernoulliOutput",
+    "CategoricalOutput",
+    "GaussianOutput",
+    "Output",
+    "OutputKind",
+    "make_output",
+    "resolve_kind",
+]
+
+OutputKind = Literal["categorical", "bernoulli", "probabilities", "gaussian"]
+
+_LOG_FLOOR = -20.0
+_MAX_WHITENED = 4096
+
+
+class Output(nn.Module):
+    """Base class. ``raw`` is what the model or its global layer returns, ``(N, *shape)``.
+
+    Args:
+        shape: shape of one example's raw output.
+    """
+
+    #: How many classes or labels :meth:`evidence` tells apart.
+    n_classes: int
+    #: How many numbers per local representation a head returns.
+    head_size: int
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.size = math.prod(self.shape)
+
+    def encode(self, raw: Tensor) -> Tensor:
+        """``(N, *shape) -> (N, size)``: what heads are trained to predict."""
+        raise NotImplementedError
+
+    def critic_input(self, raw: Tensor) -> Tensor:
+        """``(N, *shape) -> (N, size)``: unbounded coordinates of y, for critics."""
+        raise NotImplementedError
+
+    def fit_marginal(self, raw: Tensor) -> None:
+        """Estimate ``r(y)`` from the raw outputs of the fitting data, ``(n, *shape)``."""
+        raise NotImplementedError
+
+    def negative_log_likelihood(self, parameters: Tensor, y: Tensor) -> Tensor:
+        """``-log q(y | x')`` in nats: parameters ``(..., head_size)``, y ``(..., size)``."""
+        raise NotImplementedError
+
+    def marginal_negative_log_likelihood(self, y: Tensor) -> Tensor:
+        """``-log r(y)`` in nats: ``(..., size) -> (...)``."""
+        raise NotImplementedError
+
+    def kl(self, parameters: Tensor) -> Tensor:
+        """``KL(q || r)`` in nats: ``(..., head_size) -> (...)``."""
+        raise NotImplementedError
+
+    def evidence(self, parameters: Tensor) -> Tensor:
+        """``log q(t | x') - log r(t)`` of every class: ``(..., head_size) -> (..., n_classes)``."""
+        raise NotImplementedError
+
+    def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
+        """Evidence for sets of classes: parameters ``(N, P, head_size)``, index ``(N, S)``.
+
+        Several indices are one event: any of these classes, or all of these labels.
+        """
+        raise NotImplementedError
+
+    def distortion(self, first: Tensor, second: Tensor) -> Tensor:
+        """How far raw predictions ``second`` are from ``first``, in nats: ``(N,)``."""
+        raise NotImplementedError
+
+    def uninformed(self, raw: Tensor) -> Tensor:
+        """Mean distortion, in nats, of predicting the marginal for every example."""
+        raise NotImplementedError
+
+    def label_loss(self, raw: Tensor, labels: Tensor) -> Tensor:
+        """Loss of raw predictions against labels, in nats: ``(N,)``."""
+        raise NotImplementedError
+
+
+def _gather(per_class: Tensor, index: Tensor) -> Tensor:
+    """``(N, P, K)`` at ``(N, S)`` -> ``(N, P, S)``."""
+    return per_class.gather(2, index[:, None].expand(-1, per_class.shape[1], -1))
+
+
+class CategoricalOutput(Output):
+    """One of ``size`` classes; the raw output is logits, or probabilities that sum to 1.
+
+    Outputs of several axes are one categorical over all of them together.
+    """
+
+    log_marginal: Tensor
+
+    def __init__(self, shape: Sequence[int], probabilities: bool = False) -> None:
+        super().__init__(shape)
+        self.probabilities = probabilities
+        self.head_size = self.n_classes = self.size
+        self.register_buffer("log_marginal", torch.full((self.size,), -math.log(self.size)))
+
+    def _log_probabilities(self, raw: Tensor) -> Tensor:
+        flat = raw.flatten(1).to(self.log_marginal.dtype)
+        if not self.probabilities:
+            return F.log_softmax(flat, -1)
+        _check_probabilities(flat, sum_to_one=True)
+        return flat.clamp_min(math.exp(_LOG_FLOOR)).log()
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return self._log_probabilities(raw).exp()
+
+    def critic_input(self, raw: Tensor) -> Tensor:
+        return self._log_probabilities(raw).clamp_min(_LOG_FLOOR)
+
+    def fit_marginal(self, raw: Tensor) -> None:
+        # Half an example spread over all classes keeps r above 0 for classes that never occur.
+        y = self.encode(raw).double()
+        self.log_marginal.copy_(((y.sum(0) + 0.5 / self.size) / (len(y) + 0.5)).log())
+
+    def negative_log_likelihood(self, parameters: Tensor, y: Tensor) -> Tensor:
+        return -(y * F.log_softmax(parameters, -1)).sum(-1)
+
+    def marginal_negative_log_likelihood(self, y: Tensor) -> Tensor:
+        return -(y * self.log_marginal).sum(-1)
+
+    def kl(self, parameters: Tensor) -> Tensor:
+        return categorical_kl(F.log_softmax(parameters, -1), self.log_marginal)
+
+    def evidence(self, parameters: Tensor) -> Tensor:
+        return F.log_softmax(parameters, -1) - self.log_marginal
+
+    def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
+        log_q = _gather(F.log_softmax(parameters, -1), index).logsumexp(-1)
+        return log_q - self.log_marginal[index].logsumexp(-1)[:, None]
+
+    def distortion(self, first: Tensor, second: Tensor) -> Tensor:
+        return categorical_kl(self._log_probabilities(first), self._log_probabilities(second))
+
+    def uninformed(self, raw: Tensor) -> Tensor:
+        return categorical_kl(self._log_probabilities(raw), self.log_marginal).mean()
+
+    def label_loss(self, raw: Tensor, labels: Tensor) -> Tensor:
+        """Labels are class indices ``(N,)`` or probabilities ``(N, *shape)``."""
+        log_p = self._log_probabilities(raw)
+        if labels.is_floating_point():
+            return -(labels.reshape(len(labels), -1) * log_p).sum(-1)
+        return -log_p.gather(1, labels.reshape(-1, 1))[:, 0]
+
+
+class BernoulliOutput(Output):
+    """``size`` independent labels (or one), given as logits or as probabilities."""
+
+    marginal_logits: Tensor
+
+    def __init__(self, shape: Sequence[int], probabilities: bool = False) -> None:
+        super().__init__(shape)
+        self.probabilities = probabilities
+        self.head_size = self.n_classes = self.size
+        self.register_buffer("marginal_logits", torch.zeros(self.size))
+
+    def _logits(self, raw: Tensor) -> Tensor:
+        flat = raw.reshape(len(raw), -1).to(self.marginal_logits.dtype)
+        if not self.probabilities:
+            return flat
+        _check_probabilities(flat, sum_to_one=False)
+        return torch.logit(flat, eps=1e-6)
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return torch.sigmoid(self._logits(raw))
+
+    def critic_input(self, raw: Tensor) -> Tensor:
+        return self._logits(raw).clamp(_LOG_FLOOR, -_LOG_FLOOR)
+
+    def fit_marginal(self, raw: Tensor) -> None:
+        y = self.encode(raw).double()
+        self.marginal_logits.copy_(torch.logit((y.sum(0) + 0.25) / (len(y) + 0.5)))
+
+    def negative_log_likelihood(self, parameters: Tensor, y: Tensor) -> Tensor:
+        y = y.expand_as(parameters)
+        return F.binary_cross_entropy_with_logits(parameters, y, reduction="none").sum(-1)
+
+    def marginal_negative_log_likelihood(self, y: Tensor) -> Tensor:
+        return self.negative_log_likelihood(self.marginal_logits.expand_as(y), y)
+
+    def kl(self, parameters: Tensor) -> Tensor:
+        return bernoulli_kl(parameters, self.marginal_logits)
+
+    def evidence(self, parameters: Tensor) -> Tensor:
+        return F.logsigmoid(parameters) - F.logsigmoid(self.marginal_logits)
+
+    def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
+        return _gather(self.evidence(parameters), index).sum(-1)
+
+    def distortion(self, first: Tensor, second: Tensor) -> Tensor:
+        return bernoulli_kl(self._logits(first), self._logits(second))
+
+    def uninformed(self, raw: Tensor) -> Tensor:
+        return bernoulli_kl(self._logits(raw), self.marginal_logits).mean()
+
+    def label_loss(self, raw: Tensor, labels: Tensor) -> Tensor:
+        """Labels are 0 or 1, ``(N, *shape)``."""
+        y = labels.reshape(len(labels), -1).to(self.marginal_logits.dtype)
+        return self.negative_log_likelihood(self._logits(raw), y)
+
+
+class GaussianOutput(Output):
+    """A continuous vector, whitened with the fitting data's mean and covariance.
+
+    In whitened coordinates ``r(y)`` is N(0, I) and ``q(y | x')`` a diagonal Gaussian. It has no
+    classes of its own: evidence for a class needs a downstream function.
+    """
+
+    mean: Tensor
+    whiten: Tensor
+    colour: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__(shape)
+        if self.size > _MAX_WHITENED:
+            raise ValueError(
+                f"the global representation has {self.size} numbers per example (shape "
+                f"{self.shape}); at most {_MAX_WHITENED} can be whitened. Choose a pooled layer"
+            )
+        self.head_size = 2 * self.size
+        self.n_classes = 0
+        self.register_buffer("mean", torch.zeros(self.size))
+        self.register_buffer("whiten", torch.eye(self.size))
+        self.register_buffer("colour", torch.eye(self.size))
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return (raw.reshape(len(raw), -1).to(self.mean.dtype) - self.mean) @ self.whiten
+
+    def decode(self, y: Tensor) -> Tensor:
+        """Whitened ``(..., size)`` back to the representation's own coordinates."""
+        return y @ self.colour + self.mean
+
+    def critic_input(self, raw: Tensor) -> Tensor:
+        return self.encode(raw)
+
+    def fit_marginal(self, raw: Tensor) -> None:
+        rows = raw.reshape(len(raw), -1).double()
+        mean = rows.mean(0)
+        covariance = (rows - mean).T @ (rows - mean) / len(rows)
+        variance, axes = torch.linalg.eigh(covariance)
+        # Directions that hardly vary (or that too few examples determine) are not blown up.
+        scale = variance.clamp_min(1e-4 * float(variance.mean().clamp_min(1e-12))).sqrt()
+        self.mean.copy_(mean)
+        self.whiten.copy_((axes / scale) @ axes.T)
+        self.colour.copy_((axes * scale) @ axes.T)
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_var = parameters.chunk(2, -1)
+        return mean, 8 * torch.tanh(log_var / 8)  # a variance within exp(+-8): finite always
+
+    def expectation(self, parameters: Tensor) -> Tensor:
+        """``E_q[y]`` in the representation's own coordinates."""
+        return self.decode(self._split(parameters)[0])
+
+    def negative_log_likelihood(self, parameters: Tensor, y: Tensor) -> Tensor:
+        mean, log_var = self._split(parameters)
+        terms = (y - mean).square() * torch.exp(-log_var) + log_var + math.log(2 * math.pi)
+        return 0.5 * terms.sum(-1)
+
+    def marginal_negative_log_likelihood(self, y: Tensor) -> Tensor:
+        return 0.5 * (y.square() + math.log(2 * math.pi)).sum(-1)
+
+    def kl(self, parameters: Tensor) -> Tensor:
+        return gaussian_kl(*self._split(parameters))
+
+    def evidence(self, parameters: Tensor) -> Tensor:
+        raise ValueError(
+            f"y is a continuous representation of shape {self.shape}, which has no classes; pass "
+            "downstream= (a callable from representations to logits) for evidence of a class, or "
+            "target=None for the information about the representation itself"
+        )
+
+    def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
+        return self.evidence(parameters)
+
+    def distortion(self, first: Tensor, second: Tensor) -> Tensor:
+        """Half the squared whitened distance per dimension: 1/2 for an unrelated constant."""
+        return 0.5 * (self.encode(first) - self.encode(second)).square().mean(-1)
+
+    def uninformed(self, raw: Tensor) -> Tensor:
+        return 0.5 * self.encode(raw).square().mean()
+
+    def label_loss(self, raw: Tensor, labels: Tensor) -> Tensor:
+        """Labels are values of the representation, ``(N, *shape)``."""
+        return self.distortion(labels, raw)
+
+
+def resolve_kind(
+    kind: OutputKind | None, shape: Sequence[int], is_model_output: bool
+) -> OutputKind:
+    """The kind that was asked for, or the usual one.
+
+    Args:
+        kind: ``None`` chooses Gaussian for a global layer, and for the model's own output
+            Bernoulli if it is a single number, categorical otherwise.
+        shape: shape of one example's raw output.
+        is_model_output: whether y is what the model returns.
+
+    Raises:
+        ValueError: if a single number is to be categorical.
+    """
+    single = math.prod(shape) == 1
+    if kind is None:
+        return "gaussian" if not is_model_output else "bernoulli" if single else "categorical"
+    if kind == "categorical" and single:
+        raise ValueError(
+            f"output='categorical' needs more than one class; y has shape {tuple(shape)}. "
+            "Use output='bernoulli' for a single logit"
+        )
+    return kind
+
+
+def make_output(kind: OutputKind, shape: Sequence[int]) -> Output:
+    """Output of a kind, for raw outputs of a shape."""
+    if kind == "gaussian":
+        return GaussianOutput(shape)
+    if kind == "bernoulli":
+        return BernoulliOutput(shape)
+    probabilities = kind == "probabilities"
+    if math.prod(shape) == 1:
+        return BernoulliOutput(shape, probabilities)
+    return CategoricalOutput(shape, probabilities)
+
+
+def _check_probabilities(flat: Tensor, sum_to_one: bool) -> None:
+    low, high = float(flat.min()), float(flat.max())
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise ValueError(
+            f"output='probabilities' expects values in [0, 1]; got {low:.4g} to {high:.4g}. "
+            "For logits use output='categorical' or 'bernoulli'"
+        )
+    if sum_to_one:
+        off = float((flat.sum(-1) - 1).abs().max())
+        if off > 1e-2:
+            raise ValueError(
+                "output='probabilities' with several classes expects rows that sum to 1; a row "
+                f"is off by {off:.4g}. For independent labels return logits, with "
+                "output='bernoulli'"
+            )

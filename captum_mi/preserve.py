@@ -1,0 +1,66 @@
+"""Leave the user's model and the global random state as they were found, whatever happens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["evaluation_mode", "isolated_randomness"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Model in eval mode, parameters without gradients; every flag and buffer restored after.
+
+    Buffers of ``torch.nn``'s own modules do not change in eval mode. Those of other modules are
+    copied, so that a counter or a cache in the user's code is put back too.
+    """
+    training = {module: module.training for module in model.modules()}
+    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    buffers = {
+        buffer: (buffer.clone(), module, name)
+        for module in model.modules()
+        if not type(module).__module__.startswith("torch.nn.")
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+    try:
+        model.eval()
+        for parameter in requires_grad:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+        for parameter, flag in requires_grad.items():
+            parameter.requires_grad_(flag)
+        with torch.no_grad():
+            for buffer, (saved, module, name) in buffers.items():
+                setattr(module, name, buffer)
+                if buffer._version != saved._version or not torch.equal(buffer, saved):
+                    buffer.copy_(saved)
+
+
+@contextmanager
+def isolated_randomness(seed: int | None = None) -> Iterator[None]:
+    """Run with global random states of its own (Python, NumPy, torch on every device).
+
+    Args:
+        seed: seeds them inside the block; ``None`` starts from their present values.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,181 @@
+"""Read information per position off one batch: general, sufficient, redundant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_mi.bottleneck import inject_noise
+from captum_mi.networks import Networks
+from captum_mi.passes import Passes, Site
+from captum_mi.readout import Readout
+from captum_mi.refinement import refine
+
+__all__ = ["Estimate", "Estimator", "Information", "Reader", "chunks", "estimates"]
+
+Information = Literal["sufficient", "general", "redundant"]
+Estimator = Literal["variational", "infomax"]
+
+_FIGURES = ("general", "sufficient", "redundant", "capacity")
+
+
+class Estimate(NamedTuple):
+    """A mean over a dataset and its standard error."""
+
+    mean: float
+    standard_error: float
+
+
+class Reader:
+    """Everything that one batch's first pass tells.
+
+    Args:
+        passes: passes of the model.
+        networks: the fit.
+        readout: from heads to evidence.
+        inputs: one batch.
+        args: additional forward arguments of the batch.
+        estimator: heads or critics.
+        beta2: multiplier for refinement.
+        refine_steps: steps of per-sample refinement of alpha.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        networks: Networks,
+        readout: Readout,
+        inputs: tuple[Tensor, ...],
+        args: tuple[Any, ...],
+        estimator: Estimator,
+        beta2: float,
+        refine_steps: int = 0,
+    ) -> None:
+        self.passes, self.networks, self.readout = passes, networks, readout
+        self.inputs, self.args, self.estimator = inputs, args, estimator
+        self.beta2, self.refine_steps = beta2, refine_steps
+        self.first = passes.first(inputs, args)
+        self.z = networks.standardise(self.first.layers)
+        for site, features in self.z.items():
+            if not bool(torch.isfinite(features).all()):
+                raise ValueError(f"layer {site.name!r} returned NaN or Inf for these inputs")
+
+    @cached_property
+    def logits(self) -> dict[Site, Tensor]:
+        """Logit of alpha for each site, inferred and possibly refined."""
+        if not self.refine_steps:
+            return self.networks.alpha_logits(self.z)
+        refined = refine(
+            self.passes, self.networks, self.inputs, self.args, self.first, self.z,
+            self.beta2, self.refine_steps,
+        )
+        return self.networks.spread(refined, self.z)
+
+    def maps(
+        self, information: Information, index: Tensor | None, classes: bool
+    ) -> list[Tensor]:
+        """Maps ``(N, M, *positions)`` of each site, in nats.
+
+        Args:
+            information: which of the three.
+            index: classes ``(N, S)`` whose evidence is read, ``None`` for the expectation.
+            classes: read the evidence of all classes instead.
+        """
+        return [
+            _on_grid(self._read(i, site, information, index, classes), self.z[site])
+            for i, site in enumerate(self.networks.sites)
+        ]
+
+    def _read(
+        self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool
+    ) -> Tensor:
+        if information == "general":
+            return self._value(i, self.z[site], False, index, classes)
+        logit = self.logits[site]
+        signal = self.networks.mean_signal(self.z[site], logit)
+        sufficient = self._value(i, signal, True, index, classes)
+        # Pure noise says nothing, whatever the head makes of its mean.
+        silent = (torch.sigmoid(logit) == 1).flatten(1)[..., None]
+        sufficient = sufficient.masked_fill(silent, 0.0)
+        if information == "sufficient":
+            return sufficient
+        return self._value(i, self.z[site], False, index, classes) - sufficient
+
+    def _value(
+        self, i: int, z: Tensor, noised: bool, index: Tensor | None, classes: bool
+    ) -> Tensor:
+        """``(N, P, M)``: the estimator's value at every position of features ``z``."""
+        if self.estimator == "infomax":
+            return self.networks.pointwise_information(i, z, self.first.y, noised)[..., None]
+        parameters = self.networks.head(i, z)
+        if classes:
+            return self.readout.evidence(parameters, self.args)
+        if index is None:
+            return self.readout.kl(parameters)[..., None]
+        return self.readout.evidence_for(parameters, index, self.args)[..., None]
+
+    def dataset_rows(self) -> Tensor:
+        """``(N, sites, 4)``: general, sufficient, redundant, capacity per position, in nats.
+
+        Sufficient information is read off noised features, with noise of the global generator.
+        """
+        capacities = self.networks.capacity(self.z, self.logits)
+        rows = []
+        for i, site in enumerate(self.networks.sites):
+            z, logit = self.z[site], self.logits[site]
+            noised = inject_noise(z, logit, torch.randn_like(z))
+            general = self._value(i, z, False, None, False)[..., 0]
+            silent = (torch.sigmoid(logit) == 1).flatten(1)
+            sufficient = self._value(i, noised, True, None, False)[..., 0].masked_fill(silent, 0.0)
+            capacity = capacities[site].sum(1, keepdim=True).flatten(1)
+            values = (general, sufficient, general - sufficient, capacity)
+            rows.append(torch.stack([value.mean(1) for value in values], 1))
+        return torch.stack(rows, 1)
+
+
+def _on_grid(values: Tensor, z: Tensor) -> Tensor:
+    """``(N, P, M)`` to ``(N, M, *positions)`` of features ``z``."""
+    channels_first = values.transpose(1, 2)
+    positions = z.shape[2:]
+    return channels_first.unflatten(2, positions) if positions else channels_first[..., 0]
+
+
+def chunks(
+    inputs: tuple[Tensor, ...],
+    args: tuple[Any, ...],
+    index: Tensor | None,
+    internal_batch_size: int | None,
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...], Tensor | None]]:
+    """Slices of a batch: inputs, tensor arguments with a row for each example, indices."""
+    n = len(inputs[0])
+    size = n if internal_batch_size is None else internal_batch_size
+    if size < 1:
+        raise ValueError(f"internal_batch_size must be at least 1; got {internal_batch_size}")
+    for start in range(0, n, size):
+        part = slice(start, start + size)
+        yield (
+            tuple(x[part] for x in inputs),
+            tuple(
+                arg[part] if isinstance(arg, Tensor) and arg.dim() and len(arg) == n else arg
+                for arg in args
+            ),
+            None if index is None else index[part],
+        )
+
+
+def estimates(names: list[str], rows: Tensor) -> dict[str, dict[str, Estimate]]:
+    """Means and standard errors over examples, from rows ``(n, layers, 4)``."""
+    n = len(rows)
+    mean = rows.double().mean(0)
+    error = rows.double().std(0) / n**0.5 if n > 1 else torch.full_like(mean, float("nan"))
+    return {
+        name: {
+            figure: Estimate(float(mean[i, j]), float(error[i, j]))
+            for j, figure in enumerate(_FIGURES)
+        }
+        for i, name in enumerate(names)
+    }

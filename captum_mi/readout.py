@@ -1,0 +1,100 @@
+"""From a head's numbers to information per position: for a class, for all, or in expectation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum._utils.common import ExpansionTypes, _expand_additional_forward_args, _select_targets
+from torch import Tensor
+
+from captum_mi.outputs import GaussianOutput, Output
+
+__all__ = ["Readout", "target_index"]
+
+
+def target_index(target: Any, n: int, shape: tuple[int, ...]) -> Tensor | None:
+    """Flat class indices ``(N, S)`` that a Captum target selects, ``None`` for ``None``.
+
+    Captum's own selection is applied to a table of indices of the output's shape, so that every
+    form of target means, and a bad one raises, what it does in Captum. On the CPU, where a bad
+    index is an exception.
+    """
+    if target is None:
+        return None
+    if isinstance(target, Tensor):
+        target = target.cpu()
+    size = 1
+    for length in shape:
+        size *= length
+    table = torch.arange(size).view(1, *shape).expand(n, *shape)
+    return _select_targets(table, target).reshape(n, -1)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Reads ``q(y | x')`` at each position.
+
+    Args:
+        output: what y is.
+        downstream: function from representations ``(M, D)`` to logits ``(M, classes)``.
+        log_marginal: ``log r`` of the downstream function's classes ``(classes,)``: its mean
+            prediction over the fitting data; ``None`` for a uniform one.
+    """
+
+    output: Output
+    downstream: Callable[..., Tensor] | None
+    log_marginal: Tensor | None
+
+    def kl(self, parameters: Tensor) -> Tensor:
+        """Expectation over q of the evidence about y itself: ``(N, P)``, never negative."""
+        return self.output.kl(parameters)
+
+    def evidence(self, parameters: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """Evidence for every class: ``(N, P, classes)``."""
+        if self.downstream is None:
+            return self.output.evidence(parameters)
+        log_q = self._class_log_probabilities(parameters, args)
+        return log_q - self._class_marginal(log_q)
+
+    def evidence_for(self, parameters: Tensor, index: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """Evidence for the classes in ``index (N, S)``, taken together: ``(N, P)``."""
+        if self.downstream is None:
+            return self.output.evidence_for(parameters, index)
+        log_q = self._class_log_probabilities(parameters, args)
+        log_r = self._class_marginal(log_q)
+        chosen = log_q.gather(2, index[:, None].expand(-1, log_q.shape[1], -1)).logsumexp(-1)
+        return chosen - log_r[index].logsumexp(-1)[:, None]
+
+    def _class_log_probabilities(self, parameters: Tensor, args: tuple[Any, ...]) -> Tensor:
+        assert isinstance(self.output, GaussianOutput) and self.downstream is not None
+        y = self.output.expectation(parameters)
+        n, p = y.shape[:2]
+        expanded = _expand_additional_forward_args(
+            args or None, p, ExpansionTypes.repeat_interleave
+        )
+        logits = self.downstream(
+            y.flatten(0, 1).unflatten(1, self.output.shape), *(expanded or ())
+        )
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != n * p:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"downstream returned {got} for {n * p} representations; expected logits "
+                f"({n * p}, classes)"
+            )
+        return F.log_softmax(logits, -1).unflatten(0, (n, p))
+
+    def _class_marginal(self, log_q: Tensor) -> Tensor:
+        n_classes = log_q.shape[-1]
+        if self.log_marginal is None:
+            return log_q.new_full((n_classes,), 1 / n_classes).log()
+        if n_classes != len(self.log_marginal):
+            raise ValueError(
+                f"downstream returned {n_classes} classes; the fit's marginal has "
+                f"{len(self.log_marginal)}. Use marginal='uniform' where the classes change, as "
+                "from episode to episode"
+            )
+        return self.log_marginal

@@ -1,0 +1,172 @@
+"""What is built: the user's choices, and the shapes found in their model. Both are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
+from captum_mi.hooks import OnRepeat
+from captum_mi.outputs import OutputKind, resolve_kind
+from captum_mi.passes import Passes, Site, find_sites, stage_layers
+
+__all__ = ["Design", "Structure", "check_choice", "probe"]
+
+
+Noise = Literal["matched", "standard"]
+InferenceKind = Literal["conv", "mlp"]
+CriticKind = Literal["separable", "concatenated"]
+MarginalKind = Literal["data", "uniform"]
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise ``ValueError`` if a value is not among the choices of a ``Literal`` type."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {get_args(choices)}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Design:
+    """The choices that shape the networks.
+
+    See :class:`captum_mi.InfoBottleneckAttribution` for what each one means.
+    """
+
+    noise: Noise = "matched"
+    inference: InferenceKind = "conv"
+    critic: CriticKind = "separable"
+    head_hidden: tuple[int, ...] = (256, 256)
+    critic_hidden: tuple[int, ...] = (256,)
+    output: OutputKind | None = None
+    marginal: MarginalKind = "data"
+    on_repeat: OnRepeat = "error"
+    map_input: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("noise", Noise),
+            ("inference", InferenceKind),
+            ("critic", CriticKind),
+            ("marginal", MarginalKind),
+            ("on_repeat", OnRepeat),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        if self.output is not None:
+            check_choice("output", self.output, OutputKind)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Design:
+        hidden = {name: tuple(values[name]) for name in ("head_hidden", "critic_hidden")}
+        return cls(**{**values, **hidden})
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Shapes and names found in the user's model.
+
+    Attributes:
+        sites: where noise is injected and information is read.
+        context: what the inference network reads.
+        global_layer: name of the layer that returns y, ``None`` for the model's output.
+        output: what y is.
+        y_shape: shape of one example's y.
+        output_shape: shape of one example's output of the model.
+        n_classes: classes of the downstream function, 0 without one.
+        signature: what inputs look like.
+    """
+
+    sites: tuple[Site, ...]
+    context: tuple[Site, ...]
+    global_layer: str | None
+    output: OutputKind
+    y_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    n_classes: int
+    signature: Signature
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of all layers that a pass captures."""
+        return list(dict.fromkeys(site.layer for site in self.sites + self.context))
+
+    @property
+    def position_axes(self) -> int:
+        """Number of axes of the grid that alpha lives on."""
+        return max(site.position_axes for site in self.sites)
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape that targets index: the downstream's classes, y, or (y continuous) the output."""
+        if self.n_classes:
+            return (self.n_classes,)
+        return self.output_shape if self.output == "gaussian" else self.y_shape
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Structure:
+        sites = {
+            name: tuple(Site(**site) for site in values[name]) for name in ("sites", "context")
+        }
+        tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
+        signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
+        return cls(**{**values, **sites, **tuples, "signature": signature})
+
+
+@torch.no_grad()
+def probe(
+    model: nn.Module,
+    batch: Batch,
+    design: Design,
+    layers: Sequence[str],
+    context_layers: Sequence[str] | None,
+    global_layer: str | None,
+    downstream: Callable[..., Tensor] | None,
+) -> Structure:
+    """Run one batch through the model and note names and shapes.
+
+    A global layer whose output is the model's own output is taken for that output.
+    """
+    inputs, args = batch.inputs, batch.additional_forward_args
+    check_inputs(inputs, dtype_of(model))
+
+    def run(names: Sequence[str]) -> Any:
+        passes = Passes(model, names, global_layer, design.on_repeat, downstream)
+        return passes.first(inputs, args)
+
+    first = run([*layers, *(context_layers or ())])
+    sites = [site for name in layers for site in find_sites(name, first.layers[name])]
+    for site in sites:
+        rows = len(site.of(first.layers))
+        if rows != len(inputs[0]):
+            raise ValueError(
+                f"layer {site.name!r} returned {rows} rows for {len(inputs[0])} examples; "
+                "expected one row for each example, the batch first"
+            )
+    axes = max(site.position_axes for site in sites)
+    if context_layers is None:
+        stages = stage_layers(model, inputs, args, axes)
+        context_layers = [*stages, *(name for name in layers if name not in stages)]
+        first = run(context_layers)
+    is_output = first.y.shape == first.output.shape and torch.equal(first.y, first.output)
+    y_shape = tuple(first.y.shape[1:])
+    return Structure(
+        sites=tuple(sites),
+        context=tuple(
+            site for name in context_layers for site in find_sites(name, first.layers[name])
+        ),
+        global_layer=None if is_output else global_layer,
+        output=resolve_kind(design.output, y_shape, is_output and downstream is None),
+        y_shape=y_shape,
+        output_shape=tuple(first.output.shape[1:]),
+        n_classes=0 if downstream is None else first.prediction.shape[1],
+        signature=Signature.of(inputs),
+    )

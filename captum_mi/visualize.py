@@ -1,0 +1,77 @@
+"""Panels of maps beside their inputs, with units and colour bars, on Captum's visualization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["panel"]
+
+
+def panel(
+    images: Tensor,
+    maps: Mapping[str, Tensor],
+    titles: Sequence[str] | None = None,
+    units: Mapping[str, str] | None = None,
+    cell: float = 1.9,
+) -> Figure:
+    """A row for each image: the image, then each map with a colour bar of its own.
+
+    Args:
+        images: ``(N, C, H, W)``; C is 1 or 3. Rescaled to [0, 1] for display.
+        maps: title -> heat ``(N, H, W)`` or ``(N, C, H, W)`` (summed over channels). Maps with
+            negative values are drawn from blue to red around 0, others from white to red.
+        titles: title of each row.
+        units: title -> unit, shown at the colour bar.
+        cell: inches per picture.
+
+    Returns:
+        matplotlib figure; save it with ``.savefig(path)``.
+    """
+    from captum.attr import visualization
+    from matplotlib.figure import Figure
+
+    rows, columns = len(images), 1 + len(maps)
+    figure = Figure(figsize=(1.15 * cell * columns, cell * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i in range(rows):
+        visualization.visualize_image_attr(
+            None, _displayable(images[i]), "original_image", use_pyplot=False,
+            plt_fig_axis=(figure, axes[i, 0]),
+        )
+        if titles is not None:
+            axes[i, 0].set_ylabel(titles[i], fontsize=9)
+        for j, (name, heat) in enumerate(maps.items(), 1):
+            _draw(figure, axes[i, j], heat[i], (units or {}).get(name, ""))
+            if i == 0:
+                axes[i, j].set_title(name, fontsize=9)
+    axes[0, 0].set_title("image", fontsize=9)
+    return figure
+
+
+def _displayable(image: Tensor) -> np.ndarray:
+    pixels: np.ndarray = image.detach().float().cpu().permute(1, 2, 0).numpy()
+    low, high = pixels.min(), pixels.max()
+    pixels = (pixels - low) / max(high - low, 1e-12)
+    return pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels
+
+
+def _draw(figure: Figure, axis: object, heat: Tensor, unit: str) -> None:
+    """One map in its own units: a colour bar in nats says more than one scaled to [-1, 1]."""
+    values = heat.detach().float().cpu()
+    values = values.sum(0) if values.dim() == 3 else values
+    limit = max(float(np.percentile(values.abs().numpy(), 99.5)), 1e-12)
+    signed = bool((values < 0).any())
+    image = axis.imshow(  # type: ignore[attr-defined]
+        values, cmap="RdBu_r" if signed else "Reds", vmin=-limit if signed else 0, vmax=limit
+    )
+    axis.set(xticks=[], yticks=[])  # type: ignore[attr-defined]
+    bar = figure.colorbar(image, ax=axis, shrink=0.85)  # type: ignore[arg-type]
+    bar.ax.tick_params(labelsize=6)
+    bar.set_label(unit, fontsize=7)

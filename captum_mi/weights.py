@@ -1,0 +1,91 @@
+"""Recognise a model's weights: by a digest, and cheaply from call to call."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["WeightWatch", "check_shapes", "fingerprint", "shapes"]
+
+_SAMPLES = 16
+
+
+def shapes(model: nn.Module) -> dict[str, list[int]]:
+    """Name and shape of every tensor in the model's state."""
+    return {name: list(value.shape) for name, value in _tensors(model).items()}
+
+
+def check_shapes(expected: dict[str, list[int]], model: nn.Module) -> None:
+    """Raise ``ValueError`` naming the first tensor that is missing, extra or of another shape."""
+    found = shapes(model)
+    for name, shape in expected.items():
+        if name not in found:
+            raise ValueError(
+                f"the fit's model has {name!r} of shape {tuple(shape)}; this "
+                f"{type(model).__name__} has no such tensor"
+            )
+        if found[name] != shape:
+            raise ValueError(
+                f"{name!r} has shape {tuple(found[name])} in this {type(model).__name__}; the "
+                f"fit's model has {tuple(shape)}"
+            )
+    extra = [name for name in found if name not in expected]
+    if extra:
+        raise ValueError(
+            f"this {type(model).__name__} has {extra[0]!r}, which the fit's model lacks"
+        )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of names, types, shapes and contents of the model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in _tensors(model).items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+class WeightWatch:
+    """Tells whether a model still has the weights of a fingerprint.
+
+    The digest is computed anew only after addresses, version counters or sampled values have
+    changed.
+
+    Args:
+        model: the model.
+        expected: fingerprint that it should have; ``None`` takes the present one.
+    """
+
+    def __init__(self, model: nn.Module, expected: str | None = None) -> None:
+        self.model = model
+        self.expected = fingerprint(model) if expected is None else expected
+        self._glance: Any = None
+        self._unchanged = True
+
+    def unchanged(self) -> bool:
+        """Whether the weights are those of the fingerprint."""
+        glance = self._look()
+        if glance != self._glance:
+            self._unchanged = fingerprint(self.model) == self.expected
+            self._glance = glance
+        return self._unchanged
+
+    @torch.no_grad()
+    def _look(self) -> Any:
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        marks = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        samples = [
+            t.reshape(-1)[:: max(1, t.numel() // _SAMPLES)].sum(dtype=torch.float64)
+            for t in tensors
+            if t.numel()
+        ]
+        return marks, torch.stack(samples).tolist() if samples else []

@@ -1,0 +1,75 @@
+"""Small models and data that the tests share. Everything runs on the CPU in seconds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_mi import InfoBottleneckAttribution
+
+
+class SmallNet(nn.Module):
+    """Two convolutional stages, batch normalisation, dropout, and an in-place ReLU."""
+
+    def __init__(self, channels: int = 3, classes: int = 5) -> None:
+        super().__init__()
+        self.stage1 = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.stage2 = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.relu = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(16, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stage2(self.pool(self.stage1(x))))
+        return x.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.dropout(self.embed(x)))
+        return out
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def net() -> SmallNet:
+    return SmallNet().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def quick_fit() -> Iterator[Callable[..., Any]]:
+    """Fit an attribution for a few steps, without bars or the warnings that few steps deserve."""
+
+    def fit(attr: Any, data: Any, steps: int = 3, **options: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            options = {"bank_size": 256, "progress": False, **options}
+            attr.fit(data, steps=steps, **options)
+        return attr
+
+    yield fit
+
+
+@pytest.fixture
+def fitted(
+    net: SmallNet, images: Tensor, quick_fit: Callable[..., Any]
+) -> InfoBottleneckAttribution:
+    attr: InfoBottleneckAttribution = quick_fit(
+        InfoBottleneckAttribution(net, ["stage1", "stage2"]), [images[:16], images[16:]]
+    )
+    return attr

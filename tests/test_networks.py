@@ -1,0 +1,203 @@
+"""Moments, grids, critics, outputs and the inference network."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from captum_mi.critics import ConcatenatedCritic, SeparableCritic
+from captum_mi.grid import finest, locals_of, resize
+from captum_mi.inference import FixedAlpha, InferenceNetwork
+from captum_mi.moments import Moments, StreamingMoments
+from captum_mi.outputs import BernoulliOutput, CategoricalOutput, GaussianOutput, make_output
+from captum_mi.readout import target_index
+
+
+def test_streaming_moments_equal_those_of_all_data_at_once():
+    features = torch.randn(37, 4, 3, 5) * torch.tensor([1.0, 10, 0.1, 2])[:, None, None] + 1e4
+    stream = StreamingMoments()
+    for part in features.split(8):
+        stream.update(part)
+    mean, std = stream.result()
+    rows = features.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, rows.mean(1))
+    torch.testing.assert_close(std, rows.std(1, correction=0))
+
+
+def test_dead_channels_are_not_blown_up_and_standardising_is_invertible():
+    moments = Moments(3)
+    moments.set(torch.tensor([0.0, 5, 0]), torch.tensor([2.0, 1, 0]))
+    features = torch.randn(4, 3, 6)
+    features[:, 2] = 1e-3
+    z = moments.standardise(features)
+    assert z[:, 2].abs().max() < 1
+    torch.testing.assert_close(moments.restore(z), features)
+
+
+@pytest.mark.parametrize("make", [SeparableCritic, ConcatenatedCritic])
+@pytest.mark.parametrize("hidden", [(), (16,), (16, 8)])
+def test_critics_score_pairs_alike_however_they_are_asked(make, hidden):
+    critic = make(4, 3, hidden).double()
+    x, y = torch.randn(5, 4).double(), torch.randn(6, 3).double()
+    scores = critic(x, y)
+    assert scores.shape == (5, 6)
+    one_by_one = torch.stack([
+        torch.stack([critic(x[i : i + 1], y[j : j + 1])[0, 0] for j in range(6)]) for i in range(5)
+    ])
+    torch.testing.assert_close(scores, one_by_one)
+    paired = critic.paired(critic.embed_local(x), critic.embed_global(y[:5]))
+    torch.testing.assert_close(paired, scores[:, :5].diagonal())
+    expected = scores.flatten().logsumexp(0) - math.log(30)
+    torch.testing.assert_close(critic.log_partition(x, y, chunk=7), expected)
+
+
+def test_resize_keeps_the_total_of_a_density_at_whole_factors():
+    maps = torch.randn(2, 1, 6, 6)
+    for size in ((12, 12), (24, 18), (3, 2)):
+        area = size[0] * size[1] / 36
+        torch.testing.assert_close(
+            resize(maps, size).sum((2, 3)) / area, maps.sum((2, 3)), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_resize_between_grids_with_and_without_positions():
+    spread = resize(torch.tensor([[3.0]]), (2, 2))
+    assert torch.equal(spread, torch.full((1, 1, 2, 2), 3.0))
+    assert torch.equal(resize(torch.arange(4.0).view(1, 1, 2, 2), ()), torch.tensor([[1.5]]))
+    with pytest.raises(ValueError, match="same number of position axes"):
+        resize(torch.zeros(1, 1, 4), (2, 2))
+
+
+def test_grids():
+    assert finest([(3, 3), (12, 12), ()]) == (12, 12)
+    features = torch.randn(2, 5, 3, 4)
+    assert torch.equal(locals_of(features)[1, 2 * 4 + 1], features[1, :, 2, 1])
+    assert locals_of(torch.randn(2, 5)).shape == (2, 1, 5)
+
+
+@pytest.mark.parametrize("positions", [(), (7,), (6, 5), (3, 4, 5)])
+@pytest.mark.parametrize("kind", ["conv", "mlp"])
+def test_inference_network_takes_any_layout_and_starts_nearly_open(positions, kind):
+    network = InferenceNetwork([4, 6], len(positions), kind, width=16, hidden=8)
+    half = tuple(max(1, size // 2) for size in positions)
+    context = [torch.randn(3, 4, *positions), torch.randn(3, 6, *half)]
+    logit = network(context, positions)
+    assert logit.shape == (3, 1, *positions)
+    assert torch.allclose(logit, torch.tensor(-3.0))
+
+
+def test_fixed_alpha_is_resized_to_each_grid():
+    alpha = FixedAlpha(torch.tensor([[0.0, 1.0], [0.5, 0.5]]))
+    context = [torch.zeros(3, 4, 2, 2)]
+    value = torch.sigmoid(alpha(context, (2, 2)))
+    torch.testing.assert_close(value[2, 0], torch.tensor([[0.0, 1.0], [0.5, 0.5]]))
+    assert torch.sigmoid(FixedAlpha(torch.tensor(0.25))(context, (4, 4))).shape == (3, 1, 4, 4)
+
+
+def outputs():
+    probabilities = torch.randn(64, 5).softmax(-1)
+    return [
+        (CategoricalOutput((5,)), torch.randn(64, 5)),
+        (CategoricalOutput((2, 3)), torch.randn(64, 2, 3)),
+        (CategoricalOutput((5,), probabilities=True), probabilities),
+        (BernoulliOutput((4,)), torch.randn(64, 4)),
+        (BernoulliOutput(()), torch.randn(64)),
+        (BernoulliOutput((1,), probabilities=True), torch.rand(64, 1)),
+        (GaussianOutput((3,)), torch.randn(64, 3) @ torch.randn(3, 3) + 5),
+    ]
+
+
+@pytest.mark.parametrize("i", range(7))
+def test_laws_of_outputs(i):
+    output, raw = outputs()[i]
+    output.fit_marginal(raw)
+    y = output.encode(raw)
+    parameters = torch.randn(64, 6, output.head_size)
+    assert y.shape == (64, output.size)
+    assert output.critic_input(raw).shape == (64, output.size)
+    kl = output.kl(parameters)
+    assert kl.shape == (64, 6)
+    assert (kl >= 0).all()
+    nll = output.negative_log_likelihood(parameters, y[:, None])
+    assert nll.shape == (64, 6)
+    assert output.marginal_negative_log_likelihood(y).shape == (64,)
+    torch.testing.assert_close(output.distortion(raw, raw), torch.zeros(64), atol=1e-5, rtol=0)
+    assert output.uninformed(raw) > 0
+
+
+@pytest.mark.parametrize("i", range(6))
+def test_the_expectation_of_the_evidence_over_q_is_the_kl(i):
+    output, raw = outputs()[i]
+    output.fit_marginal(raw)
+    parameters = torch.randn(2, 6, output.head_size)
+    evidence = output.evidence(parameters)
+    if isinstance(output, CategoricalOutput):
+        expectation = (parameters.softmax(-1) * evidence).sum(-1)
+    else:
+        off = torch.sigmoid(-parameters).log() - torch.sigmoid(-output.marginal_logits).log()
+        q = torch.sigmoid(parameters)
+        expectation = (q * evidence + (1 - q) * off).sum(-1)
+    torch.testing.assert_close(output.kl(parameters), expectation, rtol=1e-4, atol=1e-5)
+    index = torch.tensor([[0], [output.size - 1]])
+    chosen = output.evidence_for(parameters, index)
+    torch.testing.assert_close(chosen[0], evidence[0, :, 0])
+    torch.testing.assert_close(chosen[1], evidence[1, :, -1])
+
+
+def test_evidence_for_several_classes_is_that_of_any_of_them():
+    output = CategoricalOutput((3,))
+    output.fit_marginal(torch.randn(64, 3))
+    parameters = torch.randn(1, 1, 3)
+    both = output.evidence_for(parameters, torch.tensor([[0, 2]]))
+    q, r = parameters.softmax(-1)[0, 0], output.log_marginal.exp()
+    assert both.item() == pytest.approx(math.log((q[0] + q[2]) / (r[0] + r[2])), abs=1e-5)
+    everything = output.evidence_for(parameters, torch.tensor([[0, 1, 2]]))
+    assert everything.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_marginal_is_floored_for_classes_that_never_occur():
+    output = CategoricalOutput((4,), probabilities=True)
+    output.fit_marginal(torch.eye(4)[torch.zeros(100, dtype=torch.long)])
+    assert torch.isfinite(output.log_marginal).all()
+    assert output.log_marginal[0] > -0.01
+
+
+def test_gaussian_output_whitens_and_needs_a_downstream_for_classes():
+    output = GaussianOutput((3,))
+    raw = torch.randn(5000, 3) @ torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 0, 30]]) + 9
+    output.fit_marginal(raw)
+    y = output.encode(raw)
+    torch.testing.assert_close(y.T @ y / 5000, torch.eye(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(output.decode(y), raw, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="pass downstream="):
+        output.evidence(torch.zeros(1, 1, 6))
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (torch.tensor([[2.0, -1.0]]), r"values in \[0, 1\]; got -1 to 2"),
+        (torch.tensor([[0.9, 0.9]]), "rows that sum to 1"),
+    ],
+)
+def test_probabilities_are_checked(raw, message):
+    with pytest.raises(ValueError, match=message):
+        make_output("probabilities", (2,)).encode(raw)
+
+
+def test_target_index_follows_captum():
+    assert target_index(None, 2, (3,)) is None
+    assert target_index(1, 2, (3,)).tolist() == [[1], [1]]
+    assert target_index([0, 2], 2, (3,)).tolist() == [[0], [2]]
+    assert target_index(torch.tensor([0, 2]), 2, (3,)).tolist() == [[0], [2]]
+    assert target_index((1, 2), 2, (2, 3)).tolist() == [[5], [5]]
+    assert target_index([(0, 1), (1, 0)], 2, (2, 3)).tolist() == [[1], [3]]
+    assert target_index(1, 2, (2, 3)).tolist() == [[3, 4, 5], [3, 4, 5]]
+    with pytest.raises(IndexError, match="out of bounds"):
+        target_index(3, 2, (3,))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        target_index(torch.tensor([0, 7]), 2, (3,))
+    with pytest.raises(AssertionError, match="does not match output"):
+        target_index([0], 2, (3,))
