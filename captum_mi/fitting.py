@@ -245,7 +245,7 @@ class _Trainer:
         bound, likelihood, held, marginal = self._heads(z, noised, first.y, _held_out(batch))
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
-        beta2 = self.beta2.start(float(bound + size))
+        beta2 = self.beta2.start(float((bound + size).detach()))
         objective = (task + beta2 * (bound + size)) / (1 + beta2)
         if self.base:
             objective = objective - self.settings.beta1 * nce

@@ -1,0 +1,243 @@
+"""Wrong input gets an error that says what was received and what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+
+
+def test_attribute_before_fit(net, images):
+    attr = InfoBottleneckAttribution(net, "stage2")
+    with pytest.raises(RuntimeError, match=r"not fitted yet: call \.fit\(loader\).*\.load\("):
+        attr.attribute(images, target=0)
+    with pytest.raises(RuntimeError, match="not fitted yet"):
+        attr.save("nowhere.safetensors")
+
+
+def test_unknown_layer(net):
+    with pytest.raises(ValueError, match="layer 'stage3' not found in SmallNet; did you mean 'st"):
+        InfoBottleneckAttribution(net, "stage3")
+    with pytest.raises(ValueError, match="not a module of this SmallNet"):
+        InfoBottleneckAttribution(net, nn.ReLU())
+    with pytest.raises(ValueError, match="children are .*'stage1'"):
+        InfoBottleneckAttribution(net, "xyz")
+    with pytest.raises(ValueError, match="empty list"):
+        InfoBottleneckAttribution(net, [])
+    with pytest.raises(ValueError, match="twice"):
+        InfoBottleneckAttribution(net, ["fc", net.fc])
+    with pytest.raises(TypeError, match="a module or a dotted name; got int"):
+        InfoBottleneckAttribution(net, 3)
+    with pytest.raises(TypeError, match="must be a torch.nn.Module.*function"):
+        InfoBottleneckAttribution(lambda x: x, "fc")
+
+
+class Awkward(nn.Module):
+    def __init__(self, result="dict"):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.unused = nn.Conv2d(3, 4, 1)
+        self.named = Named(result)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.named(x)
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+class Named(nn.Module):
+    def __init__(self, result):
+        super().__init__()
+        self.result = result
+
+    def forward(self, x):
+        return {"dict": {"features": x}, "list": [x], "none": None, "mixed": (x, 1)}[self.result]
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("dict", r"layer 'named' returned a dict with keys \['features'\]; expected a tensor"),
+        ("list", r"returned a list of \['Tensor'\]"),
+        ("none", "returned a NoneType"),
+        ("mixed", r"returned a tuple of \['Tensor', 'int'\]"),
+    ],
+)
+def test_a_layer_that_returns_no_tensor(images, quick_fit, result, message):
+    with pytest.raises(TypeError, match=message):
+        quick_fit(InfoBottleneckAttribution(Awkward(result), "named"), [images])
+
+
+def test_a_layer_that_never_runs(images, quick_fit):
+    with pytest.raises(RuntimeError, match="layer 'unused' did not run"):
+        quick_fit(InfoBottleneckAttribution(Awkward(), "unused"), [images])
+
+
+def test_no_positions(net, images, quick_fit):
+    attr = InfoBottleneckAttribution(net, "dropout")
+    with pytest.raises(ValueError, match=r"no positions.*LayerInfoBottleneckAttribution"):
+        quick_fit(attr, [images])
+
+
+@pytest.mark.parametrize("loader", [[], torch.utils.data.DataLoader([], batch_size=2)])
+def test_empty_loader(net, quick_fit, loader):
+    with pytest.raises(ValueError, match="loader is empty"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), loader)
+
+
+def test_a_loader_that_can_be_walked_only_once(net, images, quick_fit):
+    with pytest.raises(TypeError, match="a generator can be walked only once"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), (x for x in [images]))
+
+
+@pytest.mark.parametrize("item", ["text", {"x": 1}, 3, ["a", "b", "c"]])
+def test_what_a_loader_must_not_yield(net, quick_fit, item):
+    with pytest.raises(TypeError, match="prepare_batch="):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), [item])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_in_inputs(net, images, fitted, quick_fit, bad):
+    images[3, 0, 0, 0] = bad
+    with pytest.raises(ValueError, match="input 0 holds NaN or Inf"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), [images])
+    with pytest.raises(ValueError, match="input 0 holds NaN or Inf"):
+        fitted.attribute(images, target=0)
+
+
+def test_nan_in_features(net, images, fitted, quick_fit):
+    net.stage2[0].bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="layer 'stage2' holds NaN or Inf"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2", context_layers="stage2"), [images])
+    with (
+        pytest.warns(UserWarning, match="weights have changed"),
+        pytest.raises(ValueError, match="layer 'stage2' returned NaN or Inf"),
+    ):
+        fitted.attribute(images, target=0)
+
+
+def test_another_channel_count(fitted):
+    with pytest.raises(ValueError, match=r"input 0 has 1 channels .*; the fit saw 3"):
+        fitted.attribute(torch.randn(2, 1, 12, 12), target=0)
+    with pytest.raises(ValueError, match="the fit saw inputs of 4 axes"):
+        fitted.attribute(torch.randn(3, 12, 12), target=0)
+    with pytest.raises(ValueError, match="got 2 inputs; the fit saw 1"):
+        fitted.attribute((torch.randn(2, 3, 12, 12),) * 2, target=0)
+    with pytest.raises(ValueError, match="is empty"):
+        fitted.attribute(torch.randn(0, 3, 12, 12), target=0)
+
+
+def test_another_size_is_welcome(fitted):
+    assert fitted.attribute(torch.randn(2, 3, 20, 16), target=0).shape == (2, 3, 20, 16)
+
+
+def test_another_dtype(net, images, fitted, quick_fit):
+    with pytest.raises(TypeError, match=r"dtype float64; the fit saw float32.*\.to\(torch\.float32"):
+        fitted.attribute(images.double(), target=0)
+    with pytest.raises(TypeError, match=r"dtype torch.float64; the model's parameters are torch\.f"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), [images.double()])
+
+
+def test_changed_weights_are_a_warning(net, images, fitted, recwarn):
+    fitted.attribute(images, target=0)
+    assert not recwarn.list
+    net.fc.weight.data.mul_(2)
+    with pytest.warns(UserWarning, match="weights have changed since the fit"):
+        fitted.attribute(images, target=0)
+    net.fc.weight.data.div_(2)
+    recwarn.clear()
+    fitted.attribute(images, target=0)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"task": "x"}, "task must be"),
+        ({"beta2": -1.0}, "beta2 must be a number >= 0; got -1.0"),
+        ({"beta2": 1.0, "kappa": 1.0}, "beta2 and kappa exclude each other"),
+        ({"kappa": 0.0}, "kappa must be a number of nats > 0"),
+        ({"task": "labels"}, "needs labels; the loader yielded inputs alone"),
+    ],
+)
+def test_fit_options(net, images, quick_fit, options, message):
+    with pytest.raises(ValueError, match=message):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), [images], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise": "x"}, r"noise must be one of \('matched', 'standard'\); got 'x'"),
+        ({"inference": "x"}, "inference must be one of"),
+        ({"critic": "x"}, "critic must be one of"),
+        ({"output": "x"}, "output must be one of"),
+        ({"marginal": "x"}, "marginal must be one of"),
+        ({"on_repeat": "x"}, "on_repeat must be one of"),
+        ({"alpha": 1.5}, r"alpha must lie in \[0, 1\]; got values from 1.5"),
+    ],
+)
+def test_construction_options(net, options, message):
+    with pytest.raises(ValueError, match=message):
+        InfoBottleneckAttribution(net, "stage2", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"information": "x"}, "information must be one of"),
+        ({"estimator": "x"}, "estimator must be one of"),
+        ({"unit": "x"}, "unit must be 'nats' or 'bits'"),
+        ({"internal_batch_size": 0}, "internal_batch_size must be at least 1; got 0"),
+    ],
+)
+def test_attribute_options(fitted, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.attribute(images, target=0, **options)
+
+
+def test_infomax_without_critics(net, images, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images], beta1=0)
+    assert not attr.history.info_nce
+    with pytest.raises(ValueError, match="beta1=0 leaves out"):
+        attr.attribute(images, estimator="infomax")
+
+
+def test_divergence_is_caught_early(net, images, quick_fit):
+    attr = InfoBottleneckAttribution(net, "stage2")
+    with pytest.raises(FloatingPointError, match=r"the fit diverged: .* Lower lr"):
+        quick_fit(attr, [images], lr=1e12, steps=50)
+
+
+def test_fit_warnings(net, images):
+    attr = LayerInfoBottleneckAttribution(net, "stage2")
+    with pytest.warns(UserWarning, match="no better than the marginal"):
+        attr.fit([images], steps=1, progress=False)
+    with pytest.warns(UserWarning, match="the distortion ended at .* nats, kappa is 5"):
+        attr.fit([images], steps=2, kappa=5.0, progress=False)
+
+
+def test_a_model_that_returns_no_tensor(images, quick_fit):
+    with pytest.raises(TypeError, match="the model returned a dict; expected a tensor"):
+        quick_fit(InfoBottleneckAttribution(nn.Sequential(nn.Tanh(), Named("dict")), "0"), [images])
+
+
+def test_several_matching_inputs(quick_fit):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, a, b):
+            return self.conv(a + b).mean((2, 3))
+
+    model, x = Pair(), torch.randn(8, 3, 6, 6)
+    with pytest.raises(ValueError, match=r"inputs \[0, 1\] all match.*map_input="):
+        quick_fit(InfoBottleneckAttribution(model, "conv"), [((x, x), None)])
+    attr = quick_fit(InfoBottleneckAttribution(model, "conv", map_input=1), [((x, x), None)])
+    first, second = attr.attribute((x, x), target=0)
+    assert not first.any()
+    assert second.any()

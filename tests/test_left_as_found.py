@@ -1,0 +1,126 @@
+"""Model, inputs and global state are as before, after success and after an exception."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from captum_mi import InfoBottleneckAttribution
+
+
+class Counting(nn.Module):
+    """Has a buffer of its own that changes with every call, and draws random numbers."""
+
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.fail_at = fail_at
+
+    def forward(self, x):
+        self.calls += 1
+        if self.fail_at is not None and self.calls >= self.fail_at:
+            raise RuntimeError("the model failed")
+        return x + 0 * torch.rand(())
+
+
+def model_with(net, fail_at=None):
+    model = nn.Sequential(net, Counting(fail_at))
+    model.train()
+    model[0].stage2.eval()  # mixed flags
+    model[0].fc.bias.requires_grad_(False)
+    model[0].fc.weight.grad = torch.ones_like(model[0].fc.weight)
+    return model
+
+
+def state_of(model):
+    return {
+        "weights": {k: v.clone() for k, v in model.state_dict().items()},
+        "training": [m.training for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "grad": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+            for m in model.modules()
+        ],
+        "torch": torch.get_rng_state(),
+        "numpy": copy.deepcopy(np.random.get_state()[1]),
+        "python": random.getstate(),
+        "grad_mode": torch.is_grad_enabled(),
+    }
+
+
+def assert_same(before, after):
+    assert before.keys() == after.keys()
+    for key in before["weights"]:
+        assert torch.equal(before["weights"][key], after["weights"][key]), key
+    for key in ("training", "requires_grad", "hooks", "python", "grad_mode"):
+        assert before[key] == after[key], key
+    for a, b in zip(before["grad"], after["grad"]):
+        assert (a is None and b is None) or torch.equal(a, b)
+    assert torch.equal(before["torch"], after["torch"])
+    assert (before["numpy"] == after["numpy"]).all()
+
+
+@pytest.mark.parametrize("finetune_base", [False, True])
+def test_after_success(net, images, quick_fit, finetune_base):
+    model, inputs = model_with(net), images.clone().requires_grad_()
+    before = state_of(model)
+    loader = torch.utils.data.DataLoader(images, batch_size=16, shuffle=True)
+    attr = quick_fit(
+        InfoBottleneckAttribution(model, "0.stage2"), loader, finetune_base=finetune_base
+    )
+    assert_same(before, state_of(model))
+    for options in ({}, {"refine_steps": 2}, {"estimator": "infomax"}):
+        attr.attribute(inputs, target=0, **options)
+        assert_same(before, state_of(model))
+    attr.information([images], progress=False)
+    assert_same(before, state_of(model))
+    assert torch.equal(inputs.detach(), images)
+    assert inputs.grad is None
+    assert inputs.requires_grad
+
+
+@pytest.mark.parametrize("fail_at", [1, 3, 5, 8])
+def test_after_an_exception_in_fit(net, images, quick_fit, fail_at):
+    model = model_with(net, fail_at)
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match="the model failed"):
+        quick_fit(InfoBottleneckAttribution(model, "0.stage2"), [images])
+    assert_same(before, state_of(model))
+
+
+@pytest.mark.parametrize("refine_steps", [0, 2])
+def test_after_an_exception_in_attribute(net, images, quick_fit, refine_steps):
+    model = model_with(net)
+    attr = quick_fit(InfoBottleneckAttribution(model, "0.stage2"), [images])
+    model[1].fail_at = 1 + refine_steps
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match="the model failed"):
+        attr.attribute(images, target=0, refine_steps=refine_steps)
+    assert_same(before, state_of(model))
+
+
+def test_the_seed_alone_decides_the_fit(net, images, quick_fit):
+    def fit(seed):
+        torch.rand(random.randint(1, 5))  # the global state must not matter
+        loader = torch.utils.data.DataLoader(images, batch_size=16, shuffle=True)
+        attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), loader, seed=seed)
+        return attr.attribute(images, target=0)
+
+    assert torch.equal(fit(0), fit(0))
+    assert not torch.equal(fit(0), fit(1))
+
+
+def test_finetuning_trains_a_copy(net, images, quick_fit):
+    attr = quick_fit(
+        InfoBottleneckAttribution(net, "stage2"), [images], steps=5, finetune_base=True,
+        base_lr=1e-2,
+    )
+    assert attr.model is not net
+    assert not torch.equal(attr.model.stage2[0].weight, net.stage2[0].weight)
+    assert attr.attribute(images, target=0).shape == images.shape
