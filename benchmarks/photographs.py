@@ -1,8 +1,8 @@
 """Photographs with one object box each, and the networks that were trained on them.
 
-The data file is an ``.npz`` with the arrays ``blob`` (JPEG files one after another, uint8), ``off``
-(n + 1 offsets), ``label``, ``split`` (0 train, 1 validation), ``box`` (xmin, ymin, xmax, ymax in
-pixels of the stored size) and ``names``.
+The data file is an ``.npz`` with the arrays ``blob`` (JPEG files one after another, uint8),
+``off`` (n + 1 offsets), ``label``, ``split`` (0 train, 1 validation), ``box`` (xmin, ymin, xmax,
+ymax in pixels of the stored size) and ``names``.
 """
 
 from __future__ import annotations

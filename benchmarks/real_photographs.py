@@ -16,8 +16,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, NoiseTunnel
-from captum.attr import Occlusion, Saliency
+from captum.attr import (
+    IntegratedGradients,
+    LayerAttribution,
+    LayerGradCam,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
 from matplotlib.figure import Figure
 from photographs import Photographs, load, load_model
 from report import mean_and_error, provenance, write_table
@@ -104,16 +110,16 @@ def mosaics(
     return torch.stack(grids), torch.stack(targets), torch.arange(n) % 4
 
 
-def seconds_per_image(method: Callable[[], object], n: int, device: torch.device) -> float:
-    """Median of three timed calls after a warm-up, synchronised."""
+def seconds_per_image(call: Callable[..., object], *batch: Tensor) -> float:
+    """Median of three timed calls on a batch after a warm-up, synchronised."""
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        method()
-        if device.type == "cuda":
+        call(*batch)
+        if batch[0].is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return sorted(times[1:])[1] / n
+    return sorted(times[1:])[1] / len(batch[0])
 
 
 def in_parts(method: Method, images: Tensor, targets: Tensor, size: int, name: str) -> Tensor:
@@ -169,9 +175,8 @@ def main() -> None:
     )
     images, labels, boxes = evaluation_set(model, photos, options.n)
     grids, grid_targets, cells = mosaics(model, photos, options.mosaics, options.seed)
-    timed = images[:50]
     with torch.no_grad():
-        forward = seconds_per_image(lambda: model(timed), len(timed), device)
+        forward = seconds_per_image(model, images[:50])
 
     rows, curves, maps = [], {}, {}
     for name, method in methods(model, attr, options.seed).items():
@@ -180,10 +185,9 @@ def main() -> None:
         heat = maps[name] = in_parts(method, images, labels, 20, name)
         grid_heat = in_parts(method, grids, grid_targets, 5, f"{name}, mosaics")
         curves[name] = degradation(probability(model), images, heat, labels)
-        few = slice(0, 50 if name in ("captum_mi", "Grad-CAM layer4 (positive)", "random") else 5)
-        cost = seconds_per_image(
-            lambda: method(images[few], labels[few]), len(images[few]), device
-        )
+        many_passes = any(name.startswith(slow) for slow in ("Integrated", "Smooth", "Occlusion"))
+        timed = 5 if many_passes else 50
+        cost = seconds_per_image(method, images[:timed], labels[:timed])
         rows.append([
             name,
             mean_and_error(curves[name].area),

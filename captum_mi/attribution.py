@@ -35,8 +35,8 @@ from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind
 from captum_mi.passes import Passes
 from captum_mi.preserve import evaluation_mode, isolated_randomness
-from captum_mi.readout import Readout, target_index
 from captum_mi.reading import Estimate, Estimator, Information, Reader, chunks, estimates
+from captum_mi.readout import Readout, target_index
 from captum_mi.structure import Design, Structure, check_choice, probe
 from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 
@@ -58,7 +58,7 @@ class _Fit:
     base: nn.Module | None
 
 
-class _BottleneckAttribution(InternalAttribution):  # type: ignore[type-arg]
+class _BottleneckAttribution(InternalAttribution):
     """What both classes share: the choices, fitting, persistence, dataset figures."""
 
     def __init__(
@@ -153,7 +153,7 @@ class _BottleneckAttribution(InternalAttribution):  # type: ignore[type-arg]
         """The model that is explained: the user's, or the copy that a fit has fine-tuned."""
         if self._fit is not None and self._fit.base is not None:
             return self._fit.base
-        return self.forward_func  # type: ignore[no-any-return]
+        return self.forward_func
 
     @property
     def history(self) -> History:
@@ -336,11 +336,12 @@ class _BottleneckAttribution(InternalAttribution):  # type: ignore[type-arg]
         self._check_critics(fit, estimator)
         self._warn_if_changed(fit)
         passes, readout = self._passes(self.model, fit.structure), self._readout(fit)
-        args = move(_format_additional_forward_args(additional_forward_args) or (), inputs[0].device)
+        device = inputs[0].device
+        args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         factor = per_unit(unit)
         results = []
         with torch.no_grad(), isolated_randomness(), evaluation_mode(self.model):
-            fit.networks.to(inputs[0].device)
+            fit.networks.to(device)
             for part, part_args, part_index in chunks(inputs, args, index, internal_batch_size):
                 reader = Reader(
                     passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
@@ -558,8 +559,8 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
     *Where in this input is the information that the decision rests on, and how much of it?*
     Fitted once per dataset; afterwards an attribution costs about a forward pass, for any class.
 
-    Features of the chosen layers are noised, :math:`x' = lpha\epsilon + (1-lpha)x`, with an
-    :math:`lpha` that an inference network reads off the first forward pass. It is trained so
+    Features of the chosen layers are noised, :math:`x' = \alpha\epsilon + (1-\alpha)x`, with an
+    :math:`\alpha` that an inference network reads off the first forward pass. It is trained so
     that x' holds as little information as it can while the second forward pass, continued from
     x', still predicts the same. Heads :math:`q(y | x'_{ij})` and InfoMax critics
     :math:`f(x_{ij}, y_i)` estimate how much each position tells about the global representation
@@ -567,10 +568,10 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
 
     .. math::
 
-        	ext{sufficient, class } t:\quad & \log q(t | x'_{ij}) - \log r(t) \
-        	ext{sufficient, no target}:\quad & KLigl(q(y | x'_{ij}) \,\|\, r(y)igr) \
-        	ext{general}:\quad & 	ext{the same, of the clean features } x_{ij} \
-        	ext{redundant}:\quad & 	ext{general} - 	ext{sufficient}
+        \text{sufficient, class } t:\quad & \log q(t | x'_{ij}) - \log r(t) \\
+        \text{sufficient, no target}:\quad & KL\bigl(q(y | x'_{ij}) \,\|\, r(y)\bigr) \\
+        \text{general}:\quad & \text{the same, of the clean features } x_{ij} \\
+        \text{redundant}:\quad & \text{general} - \text{sufficient}
 
     in nats, resized to the input so that an example's sum is the total over positions (local
     terms overlap: that total is not the information of the image).

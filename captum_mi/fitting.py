@@ -249,12 +249,12 @@ class _Trainer:
         objective = (task + beta2 * (bound + size)) / (1 + beta2)
         if self.base:
             objective = objective - self.settings.beta1 * nce
-        terms = torch.stack(
-            [task, bound, size, nce, held, marginal]
-            + [torch.stack([torch.sigmoid(logit).mean() for logit in logits.values()]).mean()]
-        ).detach()
-        names = ("distortion", "information", "capacity", "info_nce", "head", "marginal", "alpha")
-        values = dict(zip(names, terms.tolist()))
+        alpha = torch.stack([torch.sigmoid(logit).mean() for logit in logits.values()]).mean()
+        terms = {
+            "distortion": task, "information": bound, "capacity": size, "info_nce": nce,
+            "head": held, "marginal": marginal, "alpha": alpha,
+        }
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist()))
         values["beta2"] = beta2
         self._check(values)
         self._update(objective, likelihood, self.settings.beta1 * nce_loss)

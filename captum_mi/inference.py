@@ -38,8 +38,8 @@ class InferenceNetwork(nn.Module):
         channels: Sequence[int],
         position_axes: int,
         kind: Literal["conv", "mlp"] = "conv",
-        width: int = 96,
-        hidden: int = 192,
+        width: int = 64,
+        hidden: int = 96,
         initial_logit: float = -3.0,
     ) -> None:
         super().__init__()

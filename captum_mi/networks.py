@@ -1,4 +1,4 @@
-"""Everything that a fit learns, as one module: moments, inference network, heads, critics, bank."""
+"""Everything that a fit learns: moments, inference network, heads, critics, bank."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Networks(nn.Module):
             mlp(site.channels, design.head_hidden, output.head_size) for site in sites
         )
         for head in self.heads:
-            nn.init.zeros_(head[-1].weight)  # type: ignore[index, arg-type]
+            nn.init.zeros_(head[-1].weight)  # type: ignore[index]
         self.critics = nn.ModuleList(
             make_critic(design.critic, site.channels, output.size, design.critic_hidden)
             for site in (sites if bank_sizes else ())

@@ -134,9 +134,11 @@ class Passes:
         if self.on_repeat == "last" and self._calls is None:
             self._calls = self._count_calls(list(transforms), inputs, args)
         only_global = [self.global_layer] if self.global_layer is not None else []
-        with replace_output(self.model, transforms, self.on_repeat, self._calls):
-            with capture(self.model, only_global, self.on_repeat) as captured:
-                output = self.model(*inputs, *args)
+        with (
+            replace_output(self.model, transforms, self.on_repeat, self._calls),
+            capture(self.model, only_global, self.on_repeat) as captured,
+        ):
+            output = self.model(*inputs, *args)
         return self._result(captured, output, len(inputs[0]), args)
 
     def _count_calls(
@@ -210,9 +212,10 @@ def stage_layers(
 
     def note(name: str, output: Any) -> None:
         runs[name] = runs.get(name, 0) + 1
-        if isinstance(output, Tensor) and output.is_floating_point():
-            if output.dim() == position_axes + 2 and max(output.shape[2:], default=1) > 1:
-                grids[name] = tuple(output.shape[2:])
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return
+        if output.dim() == position_axes + 2 and max(output.shape[2:], default=1) > 1:
+            grids[name] = tuple(output.shape[2:])
 
     names = [name for name, _ in model.named_modules() if name]
     with torch.no_grad(), observe(model, names, note):

@@ -70,7 +70,8 @@ class Readout:
         return chosen - log_r[index].logsumexp(-1)[:, None]
 
     def _class_log_probabilities(self, parameters: Tensor, args: tuple[Any, ...]) -> Tensor:
-        assert isinstance(self.output, GaussianOutput) and self.downstream is not None
+        assert isinstance(self.output, GaussianOutput)
+        assert self.downstream is not None
         y = self.output.expectation(parameters)
         n, p = y.shape[:2]
         expanded = _expand_additional_forward_args(

@@ -19,6 +19,7 @@ def panel(
     maps: Mapping[str, Tensor],
     titles: Sequence[str] | None = None,
     units: Mapping[str, str] | None = None,
+    title: str | None = None,
     cell: float = 1.9,
 ) -> Figure:
     """A row for each image: the image, then each map with a colour bar of its own.
@@ -29,6 +30,7 @@ def panel(
             negative values are drawn from blue to red around 0, others from white to red.
         titles: title of each row.
         units: title -> unit, shown at the colour bar.
+        title: title of the figure.
         cell: inches per picture.
 
     Returns:
@@ -40,10 +42,12 @@ def panel(
     rows, columns = len(images), 1 + len(maps)
     figure = Figure(figsize=(1.15 * cell * columns, cell * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
+    if title is not None:
+        figure.suptitle(title)
     for i in range(rows):
+        pixels = _displayable(images[i])
         visualization.visualize_image_attr(
-            None, _displayable(images[i]), "original_image", use_pyplot=False,
-            plt_fig_axis=(figure, axes[i, 0]),
+            pixels, pixels, "original_image", use_pyplot=False, plt_fig_axis=(figure, axes[i, 0])
         )
         if titles is not None:
             axes[i, 0].set_ylabel(titles[i], fontsize=9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,7 +52,7 @@ def images() -> Tensor:
 
 
 @pytest.fixture
-def quick_fit() -> Iterator[Callable[..., Any]]:
+def quick_fit() -> Callable[..., Any]:
     """Fit an attribution for a few steps, without bars or the warnings that few steps deserve."""
 
     def fit(attr: Any, data: Any, steps: int = 3, **options: Any) -> Any:
@@ -62,7 +62,7 @@ def quick_fit() -> Iterator[Callable[..., Any]]:
             attr.fit(data, steps=steps, **options)
         return attr
 
-    yield fit
+    return fit
 
 
 @pytest.fixture

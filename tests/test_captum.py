@@ -87,7 +87,7 @@ def as_tuple(value):
 @pytest.mark.parametrize("one", layer_configs())
 def test_captums_targets(one):
     """A batch with a list of targets equals its examples one by one (captum: test_targets)."""
-    model, attr, args, _ = fitted_for(one)
+    _, attr, args, _ = fitted_for(one)
     inputs, targets = as_tuple(args["inputs"]), args["target"]
     several = isinstance(targets, (list, Tensor))
     whole = as_tuple(attr.attribute(**args))
@@ -126,8 +126,7 @@ def test_captums_hook_removal(one, mode):
     else:
         parent, _, child = layer.rpartition(".")
         setattr(model.get_submodule(parent), child, Failing())
-        with warnings.catch_warnings(), pytest.raises(AssertionError):
-            warnings.simplefilter("ignore")
+        with pytest.warns(UserWarning, match="changed"), pytest.raises(AssertionError):
             attr.attribute(**args)
     for module in model.modules():
         assert not module._forward_hooks

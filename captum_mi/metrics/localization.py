@@ -30,16 +30,17 @@ def inside_box(maps: Tensor, masks: Tensor) -> Tensor:
         ``(N,)`` in [0, 1]; a random map scores the object's share of the image.
     """
     _check(maps, masks)
-    order = maps.flatten(1).argsort(1, descending=True, stable=True)
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     hit = masks.flatten(1).gather(1, order).double().cumsum(1)
     n = masks.flatten(1).sum(1)
     return (hit.gather(1, n[:, None] - 1)[:, 0] / n).float()
 
 
 def pointing(maps: Tensor, masks: Tensor) -> Tensor:
-    """Pointing game: whether the maximum lies on the object (Zhang et al., 2018).
+    """Pointing game: whether the maximum lies on the object.
 
-    Of several equal maxima, the share on the object counts.
+    Of several equal maxima, the share on the object counts. Source: Zhang et al., 2018,
+    https://arxiv.org/abs/1608.00507.
 
     Args:
         maps: heat ``(N, H, W)``.
@@ -55,7 +56,7 @@ def pointing(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def effective_heat_ratio(maps: Tensor, masks: Tensor, levels: int = 19) -> Tensor:
-    """Effective heat ratio (Zhang et al., InputIBA, 2021, https://arxiv.org/abs/2110.15728).
+    """Effective heat ratio (Zhang et al., InputIBA, 2021, https://arxiv.org/abs/2110.01471).
 
     For each mass quantile 5 %, ..., 95 % the smallest set of pixels that holds that share of
     the positive heat; the share of the set that lies on the object, averaged over quantiles.
@@ -72,7 +73,7 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, levels: int = 19) -> Tenso
     _check(maps, masks)
     heat = maps.flatten(1).double().clamp_min(0)
     heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, torch.ones_like(heat))
-    sorted_heat, order = heat.sort(1, descending=True, stable=True)
+    sorted_heat, order = heat.sort(dim=1, descending=True, stable=True)
     mass = sorted_heat.cumsum(1) / sorted_heat.sum(1, keepdim=True)
     hits = masks.flatten(1).gather(1, order).double().cumsum(1)
     quantiles = torch.linspace(0, 1, levels + 2, dtype=mass.dtype, device=mass.device)[1:-1]

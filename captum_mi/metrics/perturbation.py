@@ -1,4 +1,4 @@
-"""Does the prediction follow the heat? Tiles are removed in order, least or most relevant first."""
+"""Does the prediction follow the heat? Tiles are removed in the order of their relevance."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def degradation(
     baseline: float | Tensor = 0.0,
     batch_size: int = 256,
 ) -> Curves:
-    """MoRF and LeRF curves and the area between them (Samek et al., 2017; Schulz et al., 2020).
+    """MoRF and LeRF curves and the area between them.
 
     Tiles are ranked by mean heat and set to the baseline one after another, both end points (all
-    kept, all removed) included.
+    kept, all removed) included. Sources: Samek et al., 2017, https://arxiv.org/abs/1509.06321;
+    Schulz et al., 2020, https://arxiv.org/abs/2001.00396.
 
     Args:
         score: ``(images, target) -> (N,)``, for example the softmax probability of the target.
@@ -60,7 +61,7 @@ def degradation(
             f"divides height and width; got maps {tuple(maps.shape)}, tile {tile}"
         )
     heat = F.avg_pool2d(maps[:, None].float(), tile).flatten(1)
-    rank = heat.argsort(1, stable=True).argsort(1, stable=True)  # 0: least relevant
+    rank = heat.argsort(dim=1, stable=True).argsort(dim=1, stable=True)  # 0: least relevant
     tiles = heat.shape[1]
     lerf = _curve(score, images, rank, target, tile, baseline, batch_size)
     morf = _curve(score, images, tiles - 1 - rank, target, tile, baseline, batch_size)
