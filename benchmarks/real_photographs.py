@@ -92,11 +92,11 @@ def evaluation_set(model: nn.Module, photos: Photographs, n: int) -> tuple[Tenso
 
 @torch.no_grad()
 def mosaics(
-    model: nn.Module, photos: Photographs, n: int, seed: int
+    model: nn.Module, photos: Photographs, n: int, confidence: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """2x2 mosaics of confidently classified images of distinct classes, a class and its cell."""
     p = torch.cat([F.softmax(model(part), 1) for part in photos.images.split(200)])
-    confident = (p.gather(1, photos.labels[:, None])[:, 0] > 0.9).nonzero()[:, 0]
+    confident = (p.gather(1, photos.labels[:, None])[:, 0] >= confidence).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed)
     grids, targets = [], []
     while len(grids) < n:
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
     parser.add_argument("--n", type=int, default=120, help="evaluation images")
     parser.add_argument("--mosaics", type=int, default=60)
+    parser.add_argument("--confidence", type=float, default=0.9, help="of images in mosaics")
     parser.add_argument("--train", type=int, default=6400, help="images to fit on")
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--batch", type=int, default=64)
@@ -174,7 +175,9 @@ def main() -> None:
         photos.images.to(device), photos.labels.to(device), photos.boxes.to(device), photos.names
     )
     images, labels, boxes = evaluation_set(model, photos, options.n)
-    grids, grid_targets, cells = mosaics(model, photos, options.mosaics, options.seed)
+    grids, grid_targets, cells = mosaics(
+        model, photos, options.mosaics, options.confidence, options.seed
+    )
     with torch.no_grad():
         forward = seconds_per_image(model, images[:50])
 

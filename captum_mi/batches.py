@@ -76,13 +76,21 @@ def batches(
     for item in loader:
         empty = False
         batch = _to_batch(prepare_batch(item) if prepare_batch else item)
+        inputs = move(batch.inputs, device)
         yield Batch(
-            move(batch.inputs, device),
+            _channels_last(inputs) if device.type == "cuda" else inputs,
             move(batch.labels, device),
             move(batch.additional_forward_args, device) or additional_forward_args,
         )
     if empty:
         raise ValueError("the loader is empty: it yielded no batch")
+
+
+def _channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Images in the memory format that convolutions on CUDA are fastest in."""
+    return tuple(
+        x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs
+    )
 
 
 def _to_batch(item: Any) -> Batch:

@@ -74,7 +74,7 @@ class Output(nn.Module):
         raise NotImplementedError
 
     def evidence(self, parameters: Tensor) -> Tensor:
-        """``log q(t | x') - log r(t)`` of all classes: ``(..., head_size) -> (..., n_classes)``."""
+        """``log q(t | x') - log r(t)``, all classes: ``(..., head_size) -> (..., n_classes)``."""
         raise NotImplementedError
 
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:

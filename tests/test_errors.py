@@ -221,8 +221,8 @@ def test_fit_warnings(net, images):
 
 
 def test_a_model_that_returns_no_tensor(images, quick_fit):
+    attr = InfoBottleneckAttribution(nn.Sequential(nn.Tanh(), Named("dict")), "0")
     with pytest.raises(TypeError, match="the model returned a dict; expected a tensor"):
-        attr = InfoBottleneckAttribution(nn.Sequential(nn.Tanh(), Named("dict")), "0")
         quick_fit(attr, [images])
 
 

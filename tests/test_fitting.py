@@ -1,0 +1,176 @@
+"""The fit learns what it should: known masks, held distortion, a head that beats the marginal."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.batches import example_bits
+from captum_mi.fitting import _Beta2, _even_rows
+
+
+class Quadrants(nn.Module):
+    """Class = which of four colours the only bright patch has; everything else is noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 16, 1), nn.ReLU())
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.body(x)).flatten(1))
+
+
+def patches(n, seed):
+    """Images (n, 4, 8, 8) with a bright 2x2 patch in one channel, its class and its mask."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 0.3 * torch.randn(n, 4, 8, 8, generator=generator)
+    label = torch.randint(4, (n,), generator=generator)
+    top, left = 2 * torch.randint(4, (2, n), generator=generator)
+    mask = torch.zeros(n, 8, 8, dtype=torch.bool)
+    for i in range(n):
+        mask[i, top[i] : top[i] + 2, left[i] : left[i] + 2] = True
+        x[i, label[i]][mask[i]] += 3
+    return x, label, mask
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    model, (x, label, _) = Quadrants(), patches(512, 0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), label).backward()
+        optimizer.step()
+    attr = InfoBottleneckAttribution(model, "body", head_hidden=(32,), critic_hidden=(32,))
+    attr.fit(list(x.split(64)), steps=200, lr=3e-3, progress=False)
+    return attr
+
+
+def test_the_information_lies_on_the_patch(trained):
+    x, label, mask = patches(128, 1)
+    assert (trained.model(x).argmax(1) == label).float().mean() > 0.95
+    for options in (
+        {"target": label}, {"target": label, "refine_steps": 3}, {"estimator": "infomax"},
+        {"information": "general", "target": label},
+    ):
+        maps = trained.attribute(x, **options).sum(1).clamp_min(0)
+        share = (maps * mask).sum((1, 2)) / maps.sum((1, 2)).clamp_min(1e-9)
+        assert share.mean() > 0.6, options  # chance: 1/16
+
+
+def test_evidence_is_for_the_class_that_is_there(trained):
+    x, label, mask = patches(128, 2)
+    own = {}
+    for kind in ("general", "sufficient"):
+        on_patch = (trained.evidence(x, information=kind) * mask[:, None]).sum((2, 3)) / 4
+        own[kind] = on_patch.gather(1, label[:, None])[:, 0]
+        others = (on_patch.sum(1) - own[kind]) / 3
+        assert (own[kind] > 0).float().mean() > 0.95
+        assert (others < 0).float().mean() > 0.95
+    # A clean patch position tells the class, log 4 = 1.39 nats. Less is needed of each of four.
+    assert own["general"].mean() == pytest.approx(math.log(4), abs=0.25)
+    assert own["sufficient"].mean() < own["general"].mean() - 0.3
+
+
+def test_noise_goes_where_nothing_is_needed(trained):
+    x, _, mask = patches(128, 3)
+    networks = trained.networks
+    with torch.no_grad():
+        features = networks.moments_of(networks.sites[0]).standardise(trained.model.body(x))
+        alpha = torch.sigmoid(networks.alpha_map({networks.sites[0]: features}))[:, 0]
+    assert alpha[~mask].mean() > alpha[mask].mean() + 0.2
+
+
+def test_the_distortion_is_held_and_the_head_beats_the_marginal(trained):
+    history = trained.history
+    assert history.recent("distortion") == pytest.approx(history.kappa, rel=0.5)
+    assert history.recent("head") < history.recent("marginal") - 0.01
+    assert len(history) == 200
+
+
+def test_history_can_be_plotted(trained, tmp_path):
+    figure = trained.history.plot()
+    figure.savefig(tmp_path / "history.png")
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert {"alpha, mean", "beta2", "InfoNCE", "Held-out likelihood"} <= set(titles)
+    assert all(axis.get_ylabel() for axis in figure.axes if axis.get_title())
+
+
+def test_sufficient_information_falls_with_alpha():
+    x, _, _ = patches(256, 4)
+    model = Quadrants()
+    means = []
+    for alpha in (0.0, 0.6, 0.95):
+        attr = LayerInfoBottleneckAttribution(model, "body", alpha=alpha, head_hidden=(32,))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            attr.fit(list(x.split(64)), steps=80, lr=1e-2, progress=False)
+        figures = attr.information(list(x.split(64)), progress=False)["body"]
+        assert figures["capacity"].mean >= figures["sufficient"].mean
+        means.append(figures["sufficient"].mean)
+    assert means[0] > means[1] > means[2]
+
+
+@pytest.mark.parametrize("options", [{"beta2": 0.1}, {"kappa": 0.2}, {"task": "labels"}])
+def test_ways_to_weigh_the_terms(net, images, quick_fit, options):
+    labels = torch.zeros(32, dtype=torch.long)
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [(images, labels)], **options)
+    if "beta2" in options:
+        assert set(attr.history.beta2) == {0.1}
+        assert attr.history.kappa is None
+    if "kappa" in options:
+        assert attr.history.kappa == 0.2
+
+
+def test_beta2_moves_towards_kappa():
+    class Settings:
+        kappa, beta2 = 0.5, None
+
+    rising, falling = _Beta2(Settings, 1.0), _Beta2(Settings, 1.0)
+    rising.start(1.0)
+    falling.start(1.0)
+    for _ in range(50):
+        rising.update(0.0)
+        falling.update(5.0)
+    assert rising.value > 0.5 * 4
+    assert falling.value < 0.5 / 100
+
+
+def test_one_step_and_one_example_are_enough_to_run(net, images, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images[:1]], steps=1)
+    assert torch.isfinite(attr.attribute(images, target=0)).all()
+
+
+def test_the_bank_is_drawn_evenly_over_examples():
+    z = torch.zeros(4, 3, 5, 5)
+    counts = torch.zeros(8)
+    for seen in (0, 4):
+        example, position = _even_rows(z, seen, 8, 20)
+        assert len({*zip(example.tolist(), position.tolist())}) == len(example)
+        counts[seen : seen + 4] += torch.bincount(example, minlength=4)
+    assert counts.sum() == 20
+    assert counts.max() - counts.min() <= 1
+
+
+def test_examples_are_recognised_in_any_batch(images):
+    bits = example_bits(images)
+    order = torch.randperm(32)
+    assert torch.equal(example_bits(images[order]), bits[order])
+    assert len(bits.unique()) == 32
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda(net, images, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(net.cuda(), ["stage1", "stage2"]), [images])
+    maps = attr.attribute(images.cuda(), target=0)
+    assert maps.is_cuda
+    assert torch.equal(maps, attr.attribute(images.cuda(), target=0))

@@ -1,0 +1,83 @@
+"""The demo and the benchmark scripts run end to end, small."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torchvision.io import encode_jpeg
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: object) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, command)],
+        capture_output=True, text=True, env=environment, cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_demo(tmp_path):
+    printed = run(
+        "examples/digit_scenes_demo.py", "--out", tmp_path, "--scenes", 128, "--epochs", 1,
+        "--steps", 2,
+    )
+    assert "Grad-CAM" in printed
+    for name in ("panel", "two_digits", "history"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_mi_ground_truth(tmp_path):
+    printed = run(
+        "benchmarks/mi_ground_truth.py", "--seeds", 1, "--steps", 3, "--fresh", 512,
+        "--out", tmp_path / "mi",
+    )
+    assert "an upper bound" in printed
+    assert " NO " not in (tmp_path / "mi_capacity.md").read_text()
+    assert (tmp_path / "mi.csv").read_text().count("\n") == 13
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A file in the exact format of the photographs, labelled by the network itself."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=6)
+    model.fc.weight.data.mul_(30)
+    torch.save({k: v.half() if v.is_floating_point() else v
+                for k, v in model.state_dict().items()}, tmp_path / "weights.pt")
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.randint(0, 255, (48, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    pixels = torchvision.transforms.functional.resize(smooth, [64, 64], antialias=True)
+    files = [encode_jpeg(image, 95).numpy() for image in pixels]
+    np.savez(
+        tmp_path / "photographs.npz",
+        blob=np.concatenate(files), off=np.cumsum([0, *map(len, files)]),
+        label=np.arange(48) % 6, split=(np.arange(48) >= 16).astype(np.int8),
+        box=np.tile(np.array([8, 8, 32, 40], np.int16), (48, 1)),
+        names=np.array([f"class {i}" for i in range(6)]),
+    )
+    return tmp_path
+
+
+def test_real_photographs(photographs, monkeypatch):
+    printed = run(
+        "benchmarks/real_photographs.py", "--data", photographs / "photographs.npz",
+        "--weights", photographs / "weights.pt", "--n", 2, "--mosaics", 1, "--train", 16,
+        "--steps", 2, "--batch", 8, "--confidence", 0, "--only", "captum_mi", "random",
+        "--fit", photographs / "fit.safetensors", "--out", photographs / "result",
+        "--pictures", photographs / "pictures",
+    )
+    assert "GridPG" in printed
+    assert (photographs / "fit.safetensors").exists()
+    assert (photographs / "result_curves.png").exists()
+    assert (photographs / "pictures" / "panel.png").exists()
+    assert len((photographs / "result.csv").read_text().splitlines()) == 3
