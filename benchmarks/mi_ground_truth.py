@@ -109,10 +109,10 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=8192, help="fresh positives")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mi_ground_truth"))
     options = parser.parse_args()
-    settings = {
-        "seeds": options.seeds, "steps": options.steps, "batch": options.batch,
-        "fresh_positives": options.fresh,
-    }
+    origin = provenance(
+        seeds=f"0-{options.seeds - 1}", steps=options.steps, batch=options.batch,
+        fresh_positives=options.fresh,
+    )
 
     rows, names = [], None
     for cubed in (False, True):
@@ -138,14 +138,14 @@ def main() -> None:
     header = ["local", "truth", *(names or []), "worst DV error", "allowed", "within"]
     note = (
         "20-d correlated Gaussians, nats; mean ± standard deviation over seeds.\n\n"
-        + provenance(**settings)
+        + origin
     )
     print(write_table(options.out, "Mutual information with a known truth", header, rows, note))
     print(write_table(
         options.out.with_name(options.out.name + "_capacity"),
         "Capacity against the information that passes",
         ["alpha", "I(x'; y)", "I(x'; x)", "capacity", "an upper bound", "variance of x'"],
-        bottleneck_rows(6.0, 100_000, 0), "Closed forms at I(x; y) = 6 nats.\n\n" + provenance(),
+        bottleneck_rows(6.0, 100_000, 0), "Closed forms at I(x; y) = 6 nats.\n\n" + origin,
     ))
 
 

@@ -62,6 +62,8 @@ def methods(model: nn.Module, attr: InfoBottleneckAttribution, seed: int) -> dic
 
     per_channel: dict[str, Method] = {
         "captum_mi": lambda x, t: attr.attribute(x, t),
+        "captum_mi, weighting='capacity'": lambda x, t: attr.attribute(
+            x, t, weighting="capacity"),
         "Integrated Gradients 50 (absolute)": lambda x, t: integrated.attribute(
             x, target=t, n_steps=50, internal_batch_size=500).abs(),
         "SmoothGrad 50 (absolute)": smoothgrad,
@@ -163,6 +165,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/photographs"))
     options = parser.parse_args()
 
+    origin = provenance(
+        model=options.model, layers="+".join(options.layers), fitted_on=options.train,
+        batch=options.batch, seed=options.seed,
+    )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(options.model, options.weights).to(device)
@@ -208,11 +214,8 @@ def main() -> None:
     note = (
         f"{len(images)} correctly classified validation images with a box under half of the "
         f"image, {len(grids)} mosaics; mean ± standard error. Plain forward pass: "
-        f"{1000 * forward:.2f} ms/image.\n\n" + provenance(
-            model=options.model, layers="+".join(options.layers), steps=len(attr.history),
-            batch=options.batch, fitted_on=options.train, seed=options.seed,
-            fit_seconds=round(attr.history.seconds),
-        )
+        f"{1000 * forward:.2f} ms/image. Fit: {len(attr.history)} steps in "
+        f"{attr.history.seconds:.0f} s.\n\n{origin}"
     )
     print(write_table(options.out, f"Photographs, {options.model}", header, rows, note))
     figure_of_curves(curves, 8).savefig(f"{options.out}_curves.png", dpi=110)

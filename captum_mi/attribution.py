@@ -35,7 +35,15 @@ from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind
 from captum_mi.passes import Passes
 from captum_mi.preserve import evaluation_mode, isolated_randomness
-from captum_mi.reading import Estimate, Estimator, Information, Reader, chunks, estimates
+from captum_mi.reading import (
+    Estimate,
+    Estimator,
+    Information,
+    Reader,
+    Weighting,
+    chunks,
+    estimates,
+)
 from captum_mi.readout import Readout, target_index
 from captum_mi.structure import Design, Structure, check_choice, probe
 from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
@@ -228,7 +236,7 @@ class _BottleneckAttribution(InternalAttribution):
             beta1: weight of InfoNCE. With a frozen model it only scales the critics' own
                 learning; 0 leaves them out, and ``estimator="infomax"`` with them.
             beta2: weight of the information in x', by hand. Default: held by ``kappa``.
-            kappa: distortion to hold, in nats. Default: an eighth of the distortion of
+            kappa: distortion to hold, in nats. Default: a quarter of the distortion of
                 predicting the marginal, so that it suits any number of classes.
             lr: largest learning rate of the one-cycle schedule.
             weight_decay: of AdamW.
@@ -328,11 +336,18 @@ class _BottleneckAttribution(InternalAttribution):
         internal_batch_size: int | None,
         refine_steps: int,
         unit: Unit,
+        weighting: Weighting = "none",
     ) -> list[Tensor]:
         """Maps ``(N, M, *positions)`` of every site: M is 1, or all classes."""
         fit = self._fitted()
         check_choice("information", information, Information)
         check_choice("estimator", estimator, Estimator)
+        check_choice("weighting", weighting, Weighting)
+        if weighting == "capacity" and information != "sufficient":
+            raise ValueError(
+                "weighting='capacity' weights by what passes the bottleneck, which is the "
+                f"sufficient information; got information={information!r}"
+            )
         self._check_critics(fit, estimator)
         self._warn_if_changed(fit)
         passes, readout = self._passes(self.model, fit.structure), self._readout(fit)
@@ -347,7 +362,8 @@ class _BottleneckAttribution(InternalAttribution):
                     passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
                     refine_steps,
                 )
-                results.append(reader.maps(information, part_index, classes))
+                maps = reader.maps(information, part_index, classes)
+                results.append(reader.weighted(maps) if weighting == "capacity" else maps)
         return [torch.cat(site_maps) * factor for site_maps in zip(*results)]
 
     def _check_critics(self, fit: _Fit, estimator: Estimator) -> None:
@@ -613,6 +629,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         information: Information = "sufficient",
         estimator: Estimator = "variational",
         internal_batch_size: int | None = None,
+        weighting: Weighting = "none",
         refine_steps: int = 0,
         unit: Unit = "nats",
     ) -> Tensor | tuple[Tensor, ...]:
@@ -629,6 +646,10 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
                 of position and y, by the critics against the reference bank; the target is
                 checked and otherwise without effect.
             internal_batch_size: examples per forward pass. Default: all at once.
+            weighting: ``"capacity"`` weights each position's sufficient information with the
+                capacity that the bottleneck leaves it, for a sharper outline: a position counts
+                by what it says *and* how much of it is needed. The positive total of each layer
+                stays. ``"none"`` leaves the log ratios as they are.
             refine_steps: steps of per-sample refinement of alpha, from the inferred one.
             unit: ``"nats"`` or ``"bits"``.
 
@@ -645,7 +666,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         formatted, index = self._prepare(inputs, target)
         maps = self._maps(
             formatted, additional_forward_args, index, information=information,
-            estimator=estimator, internal_batch_size=internal_batch_size,
+            estimator=estimator, internal_batch_size=internal_batch_size, weighting=weighting,
             refine_steps=refine_steps, unit=unit,
         )
         axes = self._fitted().structure.position_axes
@@ -710,6 +731,7 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution):
         information: Information = "sufficient",
         estimator: Estimator = "variational",
         internal_batch_size: int | None = None,
+        weighting: Weighting = "none",
         refine_steps: int = 0,
         unit: Unit = "nats",
     ) -> Any:
@@ -724,7 +746,7 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution):
             self._maps(
                 formatted, additional_forward_args, index, information=information,
                 estimator=estimator, internal_batch_size=internal_batch_size,
-                refine_steps=refine_steps, unit=unit,
+                weighting=weighting, refine_steps=refine_steps, unit=unit,
             )
         )
 

@@ -29,7 +29,7 @@ __all__ = ["Settings", "Survey", "Walk", "fill_bank", "noise_sites", "survey", "
 Walk = Callable[[], Iterator[Batch]]
 
 _HELD_OUT_SHARE = 8  # one example in eight is held out from the heads
-_KAPPA_SHARE = 1 / 8  # of the distortion of knowing nothing
+_KAPPA_SHARE = 1 / 4  # of the distortion of knowing nothing
 _ASCENT_RATE = 0.03
 _DESCENT = 5.0  # beta2 may shrink this many times faster than it grows
 _EMA = 0.9

@@ -15,10 +15,14 @@ from captum_mi.passes import Passes, Site
 from captum_mi.readout import Readout
 from captum_mi.refinement import refine
 
-__all__ = ["Estimate", "Estimator", "Information", "Reader", "chunks", "estimates"]
+__all__ = [
+    "Estimate", "Estimator", "Information", "Reader", "Weighting", "chunks", "estimates",
+]
 
 Information = Literal["sufficient", "general", "redundant"]
 Estimator = Literal["variational", "infomax"]
+
+Weighting = Literal["none", "capacity"]
 
 _FIGURES = ("general", "sufficient", "redundant", "capacity")
 
@@ -90,6 +94,14 @@ class Reader:
             for i, site in enumerate(self.networks.sites)
         ]
 
+    def weighted(self, maps: list[Tensor]) -> list[Tensor]:
+        """Sufficient maps weighted by each position's capacity, of unchanged positive total."""
+        capacities = self.networks.capacity(self.z, self.logits)
+        return [
+            _redistribute(one, capacities[site].sum(1, keepdim=True))
+            for site, one in zip(self.networks.sites, maps)
+        ]
+
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool
     ) -> Tensor:
@@ -142,6 +154,19 @@ def _on_grid(values: Tensor, z: Tensor) -> Tensor:
     channels_first = values.transpose(1, 2)
     positions = z.shape[2:]
     return channels_first.unflatten(2, positions) if positions else channels_first[..., 0]
+
+
+def _redistribute(maps: Tensor, weights: Tensor) -> Tensor:
+    """``maps * weights``, scaled per example so that the positive part keeps its total."""
+    weights = weights / _over_positions(weights).clamp_min(torch.finfo(weights.dtype).tiny)
+    product = maps * weights
+    before, after = (_over_positions(one.clamp_min(0)) for one in (maps, product))
+    return torch.where(after > 0, product * (before / after), product)
+
+
+def _over_positions(maps: Tensor) -> Tensor:
+    """Mean over all axes but the batch, kept."""
+    return maps.mean(dim=tuple(range(1, maps.dim())), keepdim=True)
 
 
 def chunks(

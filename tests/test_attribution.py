@@ -117,6 +117,21 @@ def test_infomax_does_not_depend_on_the_target(fitted, images):
     assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("target", [None, 1])
+def test_weighting_moves_evidence_and_keeps_its_positive_total(net, images, quick_fit, target):
+    attr = quick_fit(LayerInfoBottleneckAttribution(net, "stage2"), [images], steps=30)
+    plain = attr.attribute(images, target)
+    weighted = attr.attribute(images, target, weighting="capacity")
+    assert not torch.allclose(plain, weighted, rtol=1e-2)
+    assert torch.equal(plain.sign(), weighted.sign())
+    some = (plain > 0).flatten(1).any(1)
+    torch.testing.assert_close(
+        weighted.clamp_min(0).sum((1, 2, 3))[some], plain.clamp_min(0).sum((1, 2, 3))[some]
+    )
+    with pytest.raises(ValueError, match="weights by what passes the bottleneck"):
+        attr.attribute(images, target, information="general", weighting="capacity")
+
+
 def test_bits_are_nats_over_log_2(fitted, images):
     nats, bits = (fitted.attribute(images, 0, unit=unit) for unit in ("nats", "bits"))
     torch.testing.assert_close(bits * math.log(2), nats)

@@ -80,4 +80,4 @@ def test_real_photographs(photographs, monkeypatch):
     assert (photographs / "fit.safetensors").exists()
     assert (photographs / "result_curves.png").exists()
     assert (photographs / "pictures" / "panel.png").exists()
-    assert len((photographs / "result.csv").read_text().splitlines()) == 3
+    assert len((photographs / "result.csv").read_text().splitlines()) == 4
