@@ -41,7 +41,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, (saved, module, name) in buffers.items():
                 setattr(module, name, buffer)
-                if buffer._version != saved._version or not torch.equal(buffer, saved):
+                if not torch.equal(buffer, saved):
                     buffer.copy_(saved)
 
 
