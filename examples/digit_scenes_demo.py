@@ -30,7 +30,7 @@ from captum_mi.datasets import DigitResNet, Scenes, make_scenes
 from captum_mi.metrics import effective_heat_ratio, inside_box, pointing
 from captum_mi.visualize import panel
 
-LAYERS = ["layer1", "layer2"]
+LAYERS = ["layer2", "layer3"]
 NATS = "nats / pixel"
 
 Method = Callable[[Tensor, Tensor], Tensor]
@@ -40,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     parser.add_argument("--scenes", type=int, default=5000, help="training scenes")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=300, help="steps of the fit")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200, help="steps of the fit")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
