@@ -18,7 +18,7 @@ from captum._utils.common import (
     _format_tensor_into_tuples,
     _is_tuple,
 )
-from captum.attr._utils.attribution import InternalAttribution
+from captum.attr._utils.attribution import InternalAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -704,7 +704,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         return combine(maps, finest([tuple(one.shape[2:]) for one in maps]))
 
 
-class LayerInfoBottleneckAttribution(_BottleneckAttribution):
+class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
     r"""The maps of :class:`InfoBottleneckAttribution` at the layer's own resolution.
 
     Also for layers without positions, ``(N, C)``: one value per example, ``(N, 1)``.

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from captum.attr import Attribution, LayerGradCam, NoiseTunnel
+from captum.attr import Attribution, LayerAttribution, LayerGradCam, NoiseTunnel
 from captum.attr import visualization as viz
 from captum.metrics import infidelity, sensitivity_max
 from captum.testing.attr.helpers.gen_test_utils import get_target_layer, parse_test_config
@@ -17,7 +17,7 @@ from captum.testing.attr.helpers.test_config import config
 from captum.testing.helpers.basic_models import BasicModel_MultiLayer
 from torch import Tensor
 
-from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi import LayerInfoBottleneckAttribution
 
 
 @pytest.mark.parametrize("nt_type", ["smoothgrad", "smoothgrad_sq", "vargrad"])
@@ -162,6 +162,9 @@ def test_importing_the_package_adds_nothing_heavy_to_captum():
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
-def test_the_input_shaped_class_is_an_attribution(fitted):
+def test_the_classes_are_captums(fitted, net, images, quick_fit):
     assert isinstance(fitted, Attribution)
-    assert isinstance(fitted, InfoBottleneckAttribution)
+    layered = quick_fit(LayerInfoBottleneckAttribution(net, "stage2"), [images])
+    assert isinstance(layered, LayerAttribution)
+    maps = layered.attribute(images, target=0)
+    assert LayerAttribution.interpolate(maps, (12, 12), "bilinear").shape == (32, 1, 12, 12)
