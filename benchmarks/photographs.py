@@ -7,6 +7,7 @@ ymax in pixels of the stored size) and ``names``.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
-from torchvision.io import decode_jpeg
-from torchvision.transforms.functional import normalize
+from torchvision.transforms.functional import normalize, pil_to_tensor
 
 SIZE = 96
 MEAN, STD = (0.48, 0.45, 0.40), (0.28, 0.27, 0.28)
@@ -40,8 +41,8 @@ def load(path: str | Path, split: int, count: int | None, seed: int = 0) -> Phot
     chosen = np.random.default_rng(seed).permutation(chosen)[:count]
     images, boxes = [], []
     for i in chosen:
-        raw = arrays["blob"][arrays["off"][i] : arrays["off"][i + 1]]
-        pixels = decode_jpeg(torch.from_numpy(raw.copy()), mode=torchvision.io.ImageReadMode.RGB)
+        raw = arrays["blob"][arrays["off"][i] : arrays["off"][i + 1]].tobytes()
+        pixels = pil_to_tensor(Image.open(io.BytesIO(raw)).convert("RGB"))
         image = F.interpolate(
             pixels[None].float() / 255, size=SIZE, mode="bilinear", align_corners=False
         )[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from torchvision.io import encode_jpeg
+from torchvision.transforms.functional import resize, to_pil_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,7 +30,7 @@ def run(*command: object) -> str:
 def test_demo(tmp_path):
     printed = run(
         "examples/digit_scenes_demo.py", "--out", tmp_path, "--scenes", 128, "--epochs", 1,
-        "--steps", 2,
+        "--steps", 2, "--test", 6,
     )
     assert "Grad-CAM" in printed
     for name in ("panel", "two_digits", "history"):
@@ -46,6 +47,12 @@ def test_mi_ground_truth(tmp_path):
     assert (tmp_path / "mi.csv").read_text().count("\n") == 13
 
 
+def jpeg(image: torch.Tensor) -> np.ndarray:
+    file = io.BytesIO()
+    to_pil_image(image).save(file, "JPEG", quality=95)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """A file in the exact format of the photographs, labelled by the network itself."""
@@ -56,8 +63,7 @@ def photographs(tmp_path):
                 for k, v in model.state_dict().items()}, tmp_path / "weights.pt")
     generator = torch.Generator().manual_seed(0)
     smooth = torch.randint(0, 255, (48, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    pixels = torchvision.transforms.functional.resize(smooth, [64, 64], antialias=True)
-    files = [encode_jpeg(image, 95).numpy() for image in pixels]
+    files = [jpeg(image) for image in resize(smooth, [64, 64], antialias=True)]
     np.savez(
         tmp_path / "photographs.npz",
         blob=np.concatenate(files), off=np.cumsum([0, *map(len, files)]),
