@@ -71,12 +71,30 @@ class Critic(nn.Module):
         """Scores of all pairs of locals ``(M, C)`` and globals ``(B, D)``: ``(M, B)``."""
         return self.score(self.embed_local(x), self.embed_global(y))
 
-    def log_partition(self, x: Tensor, y: Tensor, chunk: int = 2**22) -> Tensor:
-        """``log mean exp f`` over all pairs of ``(M, C)`` and ``(B, D)``, in chunks of pairs."""
+    def log_partition(
+        self, x: Tensor, y: Tensor, ceiling: float | Tensor = math.inf, chunk: int = 2**22
+    ) -> Tensor:
+        """``log mean exp min(f, ceiling)`` over all pairs of ``(M, C)`` and ``(B, D)``.
+
+        Where a learned critic overshoots on a single pair of millions, that pair decides the
+        mean. ``min(f, ceiling)`` is a critic too: with it on the positives as well, the
+        Donsker-Varadhan bound stays a lower bound.
+
+        Args:
+            x: locals.
+            y: globals.
+            ceiling: largest score, for example a high quantile of the positives' scores.
+            chunk: pairs at a time.
+
+        Returns:
+            Scalar tensor.
+        """
         local, global_ = self.embed_local(x), self.embed_global(y)
         rows = max(1, chunk // len(global_))
-        parts = [self.score(part, global_).double().flatten().logsumexp(0)
-                 for part in local.split(rows)]
+        parts = [
+            self.score(part, global_).clamp_max(ceiling).double().flatten().logsumexp(0)
+            for part in local.split(rows)
+        ]
         total = torch.stack(parts).logsumexp(0) - math.log(len(local) * len(global_))
         return total.to(x.dtype)
 

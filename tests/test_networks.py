@@ -51,6 +51,8 @@ def test_critics_score_pairs_alike_however_they_are_asked(make, hidden):
     torch.testing.assert_close(paired, scores[:, :5].diagonal())
     expected = scores.flatten().logsumexp(0) - math.log(30)
     torch.testing.assert_close(critic.log_partition(x, y, chunk=7), expected)
+    capped = scores.clamp_max(0.1).flatten().logsumexp(0) - math.log(30)
+    torch.testing.assert_close(critic.log_partition(x, y, ceiling=0.1), capped)
 
 
 def test_resize_keeps_the_total_of_a_density_at_whole_factors():
