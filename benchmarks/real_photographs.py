@@ -222,7 +222,8 @@ def main() -> None:
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
         shown = {name: heat[:6] for name, heat in maps.items()}
-        panel(images[:6], shown).savefig(options.pictures / "panel.png", dpi=90)
+        units = {name: "nats / pixel" for name in shown if name.startswith("captum_mi")}
+        panel(images[:6], shown, units=units).savefig(options.pictures / "panel.png", dpi=90)
 
 
 def fitted(model: nn.Module, options: argparse.Namespace) -> InfoBottleneckAttribution:
