@@ -86,7 +86,10 @@ def test_noise_goes_where_nothing_is_needed(trained):
     with torch.no_grad():
         features = networks.moments_of(networks.sites[0]).standardise(trained.model.body(x))
         alpha = torch.sigmoid(networks.alpha_map({networks.sites[0]: features}))[:, 0]
-    assert alpha[~mask].mean() > alpha[mask].mean() + 0.2
+    assert alpha[~mask].mean() > 0.95
+    # The network takes a maximum over positions, so one of the patch's four is all it needs.
+    most_open = alpha.masked_fill(~mask, 1.0).flatten(1).amin(1)
+    assert (most_open < 0.6).float().mean() > 0.95
 
 
 def test_the_distortion_is_held_and_the_head_beats_the_marginal(trained):
