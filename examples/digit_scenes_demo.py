@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     parser.add_argument("--scenes", type=int, default=5000, help="training scenes")
-    parser.add_argument("--test", type=int, default=100, help="scenes in the table")
+    parser.add_argument("--test", type=int, default=60, help="scenes in the table")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200, help="steps of the fit")
     parser.add_argument("--seed", type=int, default=0)
