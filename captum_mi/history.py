@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,12 +42,6 @@ class History:
 
     def __len__(self) -> int:
         return len(self.distortion)
-
-    def items(self) -> Iterator[tuple[str, list[float]]]:
-        """Names and values of the terms that were recorded."""
-        for name, values in vars(self).items():
-            if isinstance(values, list) and values:
-                yield name, values
 
     def append(self, **terms: float) -> None:
         """Add one step."""

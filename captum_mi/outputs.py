@@ -39,8 +39,6 @@ class Output(nn.Module):
         shape: shape of one example's raw output.
     """
 
-    #: How many classes or labels :meth:`evidence` tells apart.
-    n_classes: int
     #: How many numbers per local representation a head returns.
     head_size: int
 
@@ -74,7 +72,7 @@ class Output(nn.Module):
         raise NotImplementedError
 
     def evidence(self, parameters: Tensor) -> Tensor:
-        """``log q(t | x') - log r(t)``, all classes: ``(..., head_size) -> (..., n_classes)``."""
+        """``log q(t | x') - log r(t)``, all classes: ``(..., head_size) -> (..., size)``."""
         raise NotImplementedError
 
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
@@ -113,7 +111,7 @@ class CategoricalOutput(Output):
     def __init__(self, shape: Sequence[int], probabilities: bool = False) -> None:
         super().__init__(shape)
         self.probabilities = probabilities
-        self.head_size = self.n_classes = self.size
+        self.head_size = self.size
         self.register_buffer("log_marginal", torch.full((self.size,), -math.log(self.size)))
 
     def _log_probabilities(self, raw: Tensor) -> Tensor:
@@ -172,7 +170,7 @@ class BernoulliOutput(Output):
     def __init__(self, shape: Sequence[int], probabilities: bool = False) -> None:
         super().__init__(shape)
         self.probabilities = probabilities
-        self.head_size = self.n_classes = self.size
+        self.head_size = self.size
         self.register_buffer("marginal_logits", torch.zeros(self.size))
 
     def _logits(self, raw: Tensor) -> Tensor:
@@ -239,7 +237,6 @@ class GaussianOutput(Output):
                 f"{self.shape}); at most {_MAX_WHITENED} can be whitened. Choose a pooled layer"
             )
         self.head_size = 2 * self.size
-        self.n_classes = 0
         self.register_buffer("mean", torch.zeros(self.size))
         self.register_buffer("whiten", torch.eye(self.size))
         self.register_buffer("colour", torch.eye(self.size))

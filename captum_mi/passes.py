@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,9 +46,6 @@ class Site:
                 f"fit saw {self.channels} channels and {self.position_axes} position axes"
             )
         return features
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def find_sites(layer: str, output: LayerOutput) -> list[Site]:
