@@ -71,19 +71,12 @@ class Critic(nn.Module):
         """Scores of all pairs of locals ``(M, C)`` and globals ``(B, D)``: ``(M, B)``."""
         return self.score(self.embed_local(x), self.embed_global(y))
 
-    def log_partition(
-        self, x: Tensor, y: Tensor, ceiling: float | Tensor = math.inf, chunk: int = 2**22
-    ) -> Tensor:
-        """``log mean exp min(f, ceiling)`` over all pairs of ``(M, C)`` and ``(B, D)``.
-
-        Where a learned critic overshoots on a single pair of millions, that pair decides the
-        mean. ``min(f, ceiling)`` is a critic too: with it on the positives as well, the
-        Donsker-Varadhan bound stays a lower bound.
+    def log_partition(self, x: Tensor, y: Tensor, chunk: int = 2**22) -> Tensor:
+        """``log mean exp f`` over all pairs of ``(M, C)`` and ``(B, D)``.
 
         Args:
             x: locals.
             y: globals.
-            ceiling: largest score, for example a high quantile of the positives' scores.
             chunk: pairs at a time.
 
         Returns:
@@ -92,18 +85,39 @@ class Critic(nn.Module):
         local, global_ = self.embed_local(x), self.embed_global(y)
         rows = max(1, chunk // len(global_))
         parts = [
-            self.score(part, global_).clamp_max(ceiling).double().flatten().logsumexp(0)
+            self.score(part, global_).double().flatten().logsumexp(0)
             for part in local.split(rows)
         ]
         total = torch.stack(parts).logsumexp(0) - math.log(len(local) * len(global_))
         return total.to(x.dtype)
 
 
+class _JointlyGaussian(_Embedding):
+    """An embedding ``g`` and an offset ``a``, whose quadratic part is diagonal in ``g``.
+
+    The log density ratio of jointly Gaussian ``g`` and ``h`` is ``g . A h`` and a quadratic form
+    of each. A network alone is far from a square at the tails, where the rare pairs lie that
+    decide an estimate of many nats.
+    """
+
+    def __init__(self, n_in: int, hidden: Sequence[int], embedding_size: int) -> None:
+        super().__init__(n_in, hidden, embedding_size + 1)
+        self.scale = 1 / math.sqrt(embedding_size)
+        self.quadratic = nn.Parameter(torch.zeros(embedding_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., n_in) -> (..., embedding_size + 1)``, the offset last."""
+        g, offset = super().forward(x).split([len(self.quadratic), 1], -1)
+        quadratic = self.scale * (self.quadratic * g.square()).sum(-1, keepdim=True)
+        return torch.cat([g, offset - quadratic], -1)
+
+
 class SeparableCritic(Critic):
     r"""``f(x, y) = g(x) . h(y) + a(x) + b(y)``, with ``g, a`` and ``h, b`` networks.
 
     All pairs of a bank cost one matrix product. The offsets ``a`` and ``b`` let the dot product
-    stand for a log density ratio, whose marginal terms are not inner products.
+    stand for a log density ratio, whose marginal terms are not inner products; they hold a
+    quadratic form of ``g`` and ``h``, with which the critic of Gaussians is exact.
 
     Args:
         local_size: ``C``.
@@ -120,8 +134,8 @@ class SeparableCritic(Critic):
         embedding_size: int = 64,
     ) -> None:
         super().__init__()
-        self.local = _Embedding(local_size, hidden, embedding_size + 1)
-        self.global_ = _Embedding(global_size, hidden, embedding_size + 1)
+        self.local = _JointlyGaussian(local_size, hidden, embedding_size)
+        self.global_ = _JointlyGaussian(global_size, hidden, embedding_size)
 
     def embed_local(self, x: Tensor) -> Tensor:
         out: Tensor = self.local(x)
@@ -132,9 +146,8 @@ class SeparableCritic(Critic):
         return out
 
     def score(self, local: Tensor, global_: Tensor) -> Tensor:
-        scale = 1 / math.sqrt(local.shape[-1] - 1)
         product = local[..., :-1] @ global_[..., :-1].transpose(-1, -2)
-        return product * scale + local[..., -1:] + global_[..., None, :, -1]
+        return product * self.local.scale + local[..., -1:] + global_[..., None, :, -1]
 
 
 class ConcatenatedCritic(Critic):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from captum_mi.bounds import donsker_varadhan, info_nce
 from captum_mi.critics import ConcatenatedCritic, SeparableCritic
 from captum_mi.grid import finest, locals_of, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
@@ -51,8 +52,28 @@ def test_critics_score_pairs_alike_however_they_are_asked(make, hidden):
     torch.testing.assert_close(paired, scores[:, :5].diagonal())
     expected = scores.flatten().logsumexp(0) - math.log(30)
     torch.testing.assert_close(critic.log_partition(x, y, chunk=7), expected)
-    capped = scores.clamp_max(0.1).flatten().logsumexp(0) - math.log(30)
-    torch.testing.assert_close(critic.log_partition(x, y, ceiling=0.1), capped)
+
+
+def test_a_separable_critic_without_hidden_layers_finds_the_information_of_gaussians():
+    generator = torch.manual_seed(0)
+    rho, truth = 0.9, -2 * math.log(1 - 0.9**2)  # four coordinates
+
+    def sample(n):
+        x, noise = torch.randn(2, n, 4, generator=generator)
+        return x, rho * x + math.sqrt(1 - rho**2) * noise
+
+    critic = SeparableCritic(4, 4, hidden=())
+    optimizer = torch.optim.Adam(critic.parameters(), 0.02)
+    for _ in range(300):
+        scores = critic(*sample(256))[:, None]
+        optimizer.zero_grad()
+        (-info_nce(scores, "local") - info_nce(scores, "global")).backward()
+        optimizer.step()
+    with torch.no_grad():
+        x, y = sample(4096)
+        positive = critic.paired(critic.embed_local(x), critic.embed_global(y))
+        estimate = donsker_varadhan(positive, critic.log_partition(sample(4096)[0], y))
+    assert estimate.item() == pytest.approx(truth, abs=0.15)
 
 
 def test_resize_keeps_the_total_of_a_density_at_whole_factors():
