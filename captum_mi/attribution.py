@@ -77,6 +77,7 @@ class _BottleneckAttribution(InternalAttribution):
         context_layers: Layers | None = None,
         downstream: Callable[..., Tensor] | None = None,
         *,
+        head_layers: Layers | None = None,
         output: OutputKind | None = None,
         marginal: Literal["data", "uniform"] = "data",
         alpha: float | Tensor | None = None,
@@ -100,6 +101,9 @@ class _BottleneckAttribution(InternalAttribution):
             downstream: function from representations ``(M, D)``, followed by the additional
                 forward arguments, to logits ``(M, classes)``, for evidence of classes when y
                 is continuous (Gaussian).
+            head_layers: further layers that are read without noise injected there. Deep ones
+                tell the classes of one image apart; they enter the posterior over positions.
+                Default: the last block of the deepest stage. ``[]`` for none.
             output: what y is: ``"categorical"`` (logits), ``"bernoulli"`` (logits of labels,
                 or one logit), ``"probabilities"`` or ``"gaussian"``. Default: Gaussian for a
                 global layer; for the model's output Bernoulli if it is a single number, else
@@ -138,11 +142,14 @@ class _BottleneckAttribution(InternalAttribution):
         self.global_layer = (
             None if global_layer is None else layer_names(model, [global_layer])[0]
         )
-        if isinstance(context_layers, (str, nn.Module)):
-            context_layers = [context_layers]
-        self.context_layers = (
-            None if context_layers is None else layer_names(model, context_layers)
-        )
+        self.context_layers = _optional_names(model, context_layers)
+        self.head_layers = _optional_names(model, head_layers)
+        repeated = set(self.layers) & set(self.head_layers or ())
+        if repeated:
+            raise ValueError(
+                f"head_layers names {sorted(repeated)}, which layer names already: those have "
+                "heads of their own"
+            )
         modules = [model.get_submodule(name) for name in self.layers]
         super().__init__(model, modules if self._several else modules[0])
         self.downstream = downstream
@@ -300,8 +307,8 @@ class _BottleneckAttribution(InternalAttribution):
 
     def _probe(self, model: nn.Module, batch: Batch) -> Structure:
         structure = probe(
-            model, batch, self.design, self.layers, self.context_layers, self.global_layer,
-            self.downstream,
+            model, batch, self.design, self.layers, self.head_layers, self.context_layers,
+            self.global_layer, self.downstream,
         )
         self._check_structure(structure, batch.inputs)
         return structure
@@ -336,19 +343,16 @@ class _BottleneckAttribution(InternalAttribution):
         internal_batch_size: int | None,
         refine_steps: int,
         unit: Unit,
-        weighting: Weighting = "none",
+        weighting: Weighting | None = None,
     ) -> list[Tensor]:
         """Maps ``(N, M, *positions)`` of every site: M is 1, or all classes."""
         fit = self._fitted()
         check_choice("information", information, Information)
         check_choice("estimator", estimator, Estimator)
-        check_choice("weighting", weighting, Weighting)
-        if weighting == "capacity" and information != "sufficient":
-            raise ValueError(
-                "weighting='capacity' weights by what passes the bottleneck, which is the "
-                f"sufficient information; got information={information!r}"
-            )
         self._check_critics(fit, estimator)
+        by_posterior = not classes and _by_posterior(
+            weighting, estimator, index, fit.structure.position_axes
+        )
         self._warn_if_changed(fit)
         passes, readout = self._passes(self.model, fit.structure), self._readout(fit)
         device = inputs[0].device
@@ -362,8 +366,11 @@ class _BottleneckAttribution(InternalAttribution):
                     passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
                     refine_steps,
                 )
-                maps = reader.maps(information, part_index, classes)
-                results.append(reader.weighted(maps) if weighting == "capacity" else maps)
+                results.append(
+                    reader.spread(information, part_index)
+                    if by_posterior and part_index is not None
+                    else reader.maps(information, part_index, classes)
+                )
         return [torch.cat(site_maps) * factor for site_maps in zip(*results)]
 
     def _check_critics(self, fit: _Fit, estimator: Estimator) -> None:
@@ -466,6 +473,7 @@ class _BottleneckAttribution(InternalAttribution):
             "several": self._several,
             "global_layer": self.global_layer,
             "context_layers": self.context_layers,
+            "head_layers": self.head_layers,
             "downstream": self.downstream is not None,
             "design": self.design.to_dict(),
             "structure": fit.structure.to_dict(),
@@ -518,7 +526,7 @@ class _BottleneckAttribution(InternalAttribution):
         alpha = None if state["alpha"] is None else torch.tensor(state["alpha"])
         attribution = cls(
             model, layer, state["global_layer"], state["context_layers"], downstream,
-            alpha=alpha, **design.to_dict(),
+            head_layers=state["head_layers"], alpha=alpha, **design.to_dict(),
         )
         attribution._restore(tensors, state)
         return attribution
@@ -557,6 +565,29 @@ class _BottleneckAttribution(InternalAttribution):
         bound.layer = modules if self._several else modules[0]
         bound._fit = dataclasses.replace(fit, base=None, watch=WeightWatch(model))
         return bound
+
+
+def _optional_names(model: nn.Module, layers: Layers | None) -> list[str] | None:
+    if layers is None:
+        return None
+    return layer_names(model, [layers] if isinstance(layers, (str, nn.Module)) else layers)
+
+
+def _by_posterior(
+    weighting: Weighting | None, estimator: Estimator, index: Tensor | None, axes: int
+) -> bool:
+    """Whether evidence is spread by the posterior over positions."""
+    possible = estimator == "variational" and index is not None and axes > 0
+    if weighting is None:
+        return possible
+    check_choice("weighting", weighting, Weighting)
+    if weighting == "posterior" and not possible:
+        raise ValueError(
+            "weighting='posterior' needs the variational evidence for a class, at a layer with "
+            f"positions; got estimator={estimator!r}, {'no' if index is None else 'a'} target and "
+            f"{axes} position axes"
+        )
+    return weighting == "posterior"
 
 
 def _alpha_tensor(alpha: float | Tensor) -> Tensor:
@@ -629,7 +660,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         information: Information = "sufficient",
         estimator: Estimator = "variational",
         internal_batch_size: int | None = None,
-        weighting: Weighting = "none",
+        weighting: Weighting | None = None,
         refine_steps: int = 0,
         unit: Unit = "nats",
     ) -> Tensor | tuple[Tensor, ...]:
@@ -646,10 +677,12 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
                 of position and y, by the critics against the reference bank; the target is
                 checked and otherwise without effect.
             internal_batch_size: examples per forward pass. Default: all at once.
-            weighting: ``"capacity"`` weights each position's sufficient information with the
-                capacity that the bottleneck leaves it, for a sharper outline: a position counts
-                by what it says *and* how much of it is needed. The positive total of each layer
-                stays. ``"none"`` leaves the log ratios as they are.
+            weighting: ``"posterior"`` weights the evidence for a class at each position with the
+                probability that the class is shown there
+                (:func:`captum_mi.posterior.position_posterior`); the total of each layer's
+                positive evidence, and evidence against the class, stay.
+                ``"none"`` leaves the log ratio at each position as it is. Default:
+                ``"posterior"`` for the variational evidence of a class, else ``"none"``.
             refine_steps: steps of per-sample refinement of alpha, from the inferred one.
             unit: ``"nats"`` or ``"bits"``.
 
@@ -731,7 +764,7 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
         information: Information = "sufficient",
         estimator: Estimator = "variational",
         internal_batch_size: int | None = None,
-        weighting: Weighting = "none",
+        weighting: Weighting | None = None,
         refine_steps: int = 0,
         unit: Unit = "nats",
     ) -> Any:

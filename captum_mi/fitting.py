@@ -300,6 +300,9 @@ class _Trainer:
             bounds.append(output.kl(of_noised).mean())
             losses.append((0.5 * (nll + nll_clean) * trained).sum() / trained.sum().clamp_min(1))
             held.append(_masked_mean(nll, held_out))
+        for i, site in enumerate(self.networks.head_sites, len(self.networks.sites)):
+            nll = output.negative_log_likelihood(self.networks.head(i, z[site]), target[:, None])
+            losses.append((nll.mean(1) * trained).sum() / trained.sum().clamp_min(1))
         marginal = _masked_mean(output.marginal_negative_log_likelihood(target), held_out)
         mean = [torch.stack(values).mean() for values in (bounds, losses, held)]
         return mean[0], mean[1], mean[2], marginal

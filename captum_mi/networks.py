@@ -71,6 +71,7 @@ class Networks(nn.Module):
         super().__init__()
         self.design = design
         self.sites, self.context = structure.sites, structure.context
+        self.head_sites = structure.head_sites
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context
         axes = max(site.position_axes for site in sites)
@@ -83,10 +84,12 @@ class Networks(nn.Module):
         self.global_moments = Moments(output.size)
         self.register_buffer("class_log_marginal", torch.zeros(structure.n_classes))
         self.heads = nn.ModuleList(
-            mlp(site.channels, design.head_hidden, output.head_size) for site in sites
+            mlp(site.channels, design.head_hidden, output.head_size)
+            for site in sites + self.head_sites
         )
         for head in self.heads:
             nn.init.zeros_(head[-1].weight)  # type: ignore[index]
+            nn.init.zeros_(head[-1].bias)  # type: ignore[index]
         self.critics = nn.ModuleList(
             make_critic(design.critic, site.channels, output.size, design.critic_hidden)
             for site in (sites if bank_sizes else ())
@@ -98,8 +101,8 @@ class Networks(nn.Module):
 
     @property
     def all_sites(self) -> tuple[Site, ...]:
-        """Sites and context without repeats, in the order of :attr:`moments`."""
-        return tuple(dict.fromkeys(self.sites + self.context))
+        """All sites without repeats, in the order of :attr:`moments`."""
+        return tuple(dict.fromkeys(self.sites + self.head_sites + self.context))
 
     def moments_of(self, site: Site) -> Moments:
         """The moments of a site or a context layer."""
@@ -125,7 +128,10 @@ class Networks(nn.Module):
         return self.spread(self.alpha_map(z), z)
 
     def head(self, i: int, z: Tensor) -> Tensor:
-        """Parameters ``(N, P, head_size)`` of ``q(y | x')`` from features of site ``i``."""
+        """Parameters ``(N, P, head_size)`` of ``q(y | x')`` from features of site ``i``.
+
+        The sites where noise is injected come first, those with a head alone after them.
+        """
         out: Tensor = self.heads[i](locals_of(z))
         return out
 

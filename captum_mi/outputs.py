@@ -103,7 +103,8 @@ def _gather(per_class: Tensor, index: Tensor) -> Tensor:
 class CategoricalOutput(Output):
     """One of ``size`` classes; the raw output is logits, or probabilities that sum to 1.
 
-    Outputs of several axes are one categorical over all of them together.
+    Outputs of several axes are one categorical over all of them together. A head returns logits
+    relative to the marginal: zeros are the marginal.
     """
 
     log_marginal: Tensor
@@ -133,20 +134,25 @@ class CategoricalOutput(Output):
         self.log_marginal.copy_(((y.sum(0) + 0.5 / self.size) / (len(y) + 0.5)).log())
 
     def negative_log_likelihood(self, parameters: Tensor, y: Tensor) -> Tensor:
-        return -(y * F.log_softmax(parameters, -1)).sum(-1)
+        return -(y * self._log_q(parameters)).sum(-1)
 
     def marginal_negative_log_likelihood(self, y: Tensor) -> Tensor:
         return -(y * self.log_marginal).sum(-1)
 
     def kl(self, parameters: Tensor) -> Tensor:
-        return categorical_kl(F.log_softmax(parameters, -1), self.log_marginal)
+        return categorical_kl(self._log_q(parameters), self.log_marginal)
+
+    def _log_q(self, parameters: Tensor) -> Tensor:
+        return self.evidence(parameters) + self.log_marginal
 
     def evidence(self, parameters: Tensor) -> Tensor:
-        return F.log_softmax(parameters, -1) - self.log_marginal
+        # In float64: evidence is a small difference where a position says little.
+        normaliser = (parameters.double() + self.log_marginal).logsumexp(-1, keepdim=True)
+        return parameters - normaliser.to(parameters.dtype)
 
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
-        log_q = _gather(F.log_softmax(parameters, -1), index).logsumexp(-1)
-        return log_q - self.log_marginal[index].logsumexp(-1)[:, None]
+        log_share = F.log_softmax(self.log_marginal[index], -1)  # of r within the set
+        return (_gather(self.evidence(parameters), index) + log_share[:, None]).logsumexp(-1)
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return categorical_kl(self._log_probabilities(first), self._log_probabilities(second))
@@ -162,8 +168,16 @@ class CategoricalOutput(Output):
         return -log_p.gather(1, labels.reshape(-1, 1))[:, 0]
 
 
+def _bernoulli_nll(logits: Tensor, y: Tensor) -> Tensor:
+    y = y.expand_as(logits)
+    return F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
+
+
 class BernoulliOutput(Output):
-    """``size`` independent labels (or one), given as logits or as probabilities."""
+    """``size`` independent labels (or one), given as logits or as probabilities.
+
+    A head returns logits relative to the marginal's.
+    """
 
     marginal_logits: Tensor
 
@@ -191,17 +205,17 @@ class BernoulliOutput(Output):
         self.marginal_logits.copy_(torch.logit((y.sum(0) + 0.25) / (len(y) + 0.5)))
 
     def negative_log_likelihood(self, parameters: Tensor, y: Tensor) -> Tensor:
-        y = y.expand_as(parameters)
-        return F.binary_cross_entropy_with_logits(parameters, y, reduction="none").sum(-1)
+        return _bernoulli_nll(parameters + self.marginal_logits, y)
 
     def marginal_negative_log_likelihood(self, y: Tensor) -> Tensor:
-        return self.negative_log_likelihood(self.marginal_logits.expand_as(y), y)
+        return _bernoulli_nll(self.marginal_logits.expand_as(y), y)
 
     def kl(self, parameters: Tensor) -> Tensor:
-        return bernoulli_kl(parameters, self.marginal_logits)
+        return bernoulli_kl(parameters + self.marginal_logits, self.marginal_logits)
 
     def evidence(self, parameters: Tensor) -> Tensor:
-        return F.logsigmoid(parameters) - F.logsigmoid(self.marginal_logits)
+        q_logits = parameters + self.marginal_logits
+        return F.logsigmoid(q_logits) - F.logsigmoid(self.marginal_logits)
 
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
         return _gather(self.evidence(parameters), index).sum(-1)
@@ -215,7 +229,7 @@ class BernoulliOutput(Output):
     def label_loss(self, raw: Tensor, labels: Tensor) -> Tensor:
         """Labels are 0 or 1, ``(N, *shape)``."""
         y = labels.reshape(len(labels), -1).to(self.marginal_logits.dtype)
-        return self.negative_log_likelihood(self._logits(raw), y)
+        return _bernoulli_nll(self._logits(raw), y)
 
 
 class GaussianOutput(Output):

@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_mi.bottleneck import inject_noise
 from captum_mi.networks import Networks
 from captum_mi.passes import Passes, Site
+from captum_mi.posterior import capacity_prior, position_posterior, spread
 from captum_mi.readout import Readout
 from captum_mi.refinement import refine
 
@@ -22,7 +23,7 @@ __all__ = [
 Information = Literal["sufficient", "general", "redundant"]
 Estimator = Literal["variational", "infomax"]
 
-Weighting = Literal["none", "capacity"]
+Weighting = Literal["posterior", "none"]
 
 _FIGURES = ("general", "sufficient", "redundant", "capacity")
 
@@ -94,13 +95,29 @@ class Reader:
             for i, site in enumerate(self.networks.sites)
         ]
 
-    def weighted(self, maps: list[Tensor]) -> list[Tensor]:
-        """Sufficient maps weighted by each position's capacity, of unchanged positive total."""
-        capacities = self.networks.capacity(self.z, self.logits)
+    def spread(self, information: Information, index: Tensor) -> list[Tensor]:
+        """Maps of a class, each position's share of the evidence for it being its posterior."""
+        if information == "redundant":
+            pair = zip(self.spread("general", index), self.spread("sufficient", index))
+            return [general - sufficient for general, sufficient in pair]
+        maps = self.maps(information, index, classes=False)
+        posterior = position_posterior(
+            [*maps, *self._head_evidence(index)], self._prior(information)
+        )
+        return [spread(one, posterior) for one in maps]
+
+    def _head_evidence(self, index: Tensor) -> list[Tensor]:
+        """Evidence for a class at the sites that have a head alone."""
+        networks = self.networks
         return [
-            _redistribute(one, capacities[site].sum(1, keepdim=True))
-            for site, one in zip(self.networks.sites, maps)
+            _on_grid(self._value(i, self.z[site], False, index, False), self.z[site])
+            for i, site in enumerate(networks.head_sites, len(networks.sites))
         ]
+
+    def _prior(self, information: Information) -> Tensor:
+        """What the bottleneck lets pass at each position of the finest grid; all, if general."""
+        logits = max(self.logits.values(), key=lambda one: one[0].numel())
+        return capacity_prior(logits) if information == "sufficient" else torch.ones_like(logits)
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool
@@ -154,19 +171,6 @@ def _on_grid(values: Tensor, z: Tensor) -> Tensor:
     channels_first = values.transpose(1, 2)
     positions = z.shape[2:]
     return channels_first.unflatten(2, positions) if positions else channels_first[..., 0]
-
-
-def _redistribute(maps: Tensor, weights: Tensor) -> Tensor:
-    """``maps * weights``, scaled per example so that the positive part keeps its total."""
-    weights = weights / _over_positions(weights).clamp_min(torch.finfo(weights.dtype).tiny)
-    product = maps * weights
-    before, after = (_over_positions(one.clamp_min(0)) for one in (maps, product))
-    return torch.where(after > 0, product * (before / after), product)
-
-
-def _over_positions(maps: Tensor) -> Tensor:
-    """Mean over all axes but the batch, kept."""
-    return maps.mean(dim=tuple(range(1, maps.dim())), keepdim=True)
 
 
 def chunks(

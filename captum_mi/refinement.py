@@ -16,6 +16,7 @@ from captum_mi.passes import Pass, Passes, Site
 __all__ = ["refine", "shared_noise"]
 
 _LR = 0.2
+_EPS = 1e-6  # in nats: Adam would blow up the rounding of smaller gradients
 
 
 def shared_noise(z: dict[Site, Tensor], seed: int) -> dict[Site, Tensor]:
@@ -51,7 +52,7 @@ def refine(
     task_output = _task_output(networks, first)
     with torch.enable_grad():
         alpha_map = networks.alpha_map(z).detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([alpha_map], lr=_LR)
+        optimizer = torch.optim.Adam([alpha_map], lr=_LR, eps=_EPS)
         for _ in range(steps):
             logits = networks.spread(alpha_map, z)
             noised = noise_sites(networks, logits, noise)

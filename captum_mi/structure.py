@@ -73,6 +73,7 @@ class Structure:
 
     Attributes:
         sites: where noise is injected and information is read.
+        head_sites: where information is read, but no noise injected.
         context: what the inference network reads.
         global_layer: name of the layer that returns y, ``None`` for the model's output.
         output: what y is.
@@ -83,6 +84,7 @@ class Structure:
     """
 
     sites: tuple[Site, ...]
+    head_sites: tuple[Site, ...]
     context: tuple[Site, ...]
     global_layer: str | None
     output: OutputKind
@@ -94,7 +96,8 @@ class Structure:
     @property
     def layers(self) -> list[str]:
         """Names of all layers that a pass captures."""
-        return list(dict.fromkeys(site.layer for site in self.sites + self.context))
+        every = self.sites + self.head_sites + self.context
+        return list(dict.fromkeys(site.layer for site in every))
 
     @property
     def position_axes(self) -> int:
@@ -114,7 +117,8 @@ class Structure:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Structure:
         sites = {
-            name: tuple(Site(**site) for site in values[name]) for name in ("sites", "context")
+            name: tuple(Site(**site) for site in values[name])
+            for name in ("sites", "head_sites", "context")
         }
         tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
         signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
@@ -127,6 +131,7 @@ def probe(
     batch: Batch,
     design: Design,
     layers: Sequence[str],
+    head_layers: Sequence[str] | None,
     context_layers: Sequence[str] | None,
     global_layer: str | None,
     downstream: Callable[..., Tensor] | None,
@@ -142,8 +147,11 @@ def probe(
         passes = Passes(model, names, global_layer, design.on_repeat, downstream)
         return passes.first(inputs, args)
 
-    first = run([*layers, *(context_layers or ())])
-    sites = [site for name in layers for site in find_sites(name, first.layers[name])]
+    def sites_of(names: Sequence[str]) -> tuple[Site, ...]:
+        return tuple(site for name in names for site in find_sites(name, first.layers[name]))
+
+    first = run([*layers, *(head_layers or ()), *(context_layers or ())])
+    sites = sites_of(layers)
     for site in sites:
         rows = len(site.of(first.layers))
         if rows != len(inputs[0]):
@@ -152,17 +160,19 @@ def probe(
                 "expected one row for each example, the batch first"
             )
     axes = max(site.position_axes for site in sites)
-    if context_layers is None:
+    if head_layers is None or context_layers is None:
         stages = stage_layers(model, inputs, args, axes)
-        context_layers = [*stages, *(name for name in layers if name not in stages)]
-        first = run(context_layers)
+        if head_layers is None:
+            head_layers = [name for name in stages[-1:] if axes and name not in layers]
+        if context_layers is None:
+            context_layers = [*stages, *(name for name in layers if name not in stages)]
+        first = run([*layers, *head_layers, *context_layers])
     is_output = first.y.shape == first.output.shape and torch.equal(first.y, first.output)
     y_shape = tuple(first.y.shape[1:])
     return Structure(
-        sites=tuple(sites),
-        context=tuple(
-            site for name in context_layers for site in find_sites(name, first.layers[name])
-        ),
+        sites=sites,
+        head_sites=sites_of(head_layers),
+        context=sites_of(context_layers),
         global_layer=None if is_output else global_layer,
         output=resolve_kind(design.output, y_shape, is_output and downstream is None),
         y_shape=y_shape,

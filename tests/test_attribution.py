@@ -63,7 +63,7 @@ def test_evidence_of_all_classes_is_that_of_each_target(fitted, images):
     layered._fit = fitted._fit
     for layer, every in enumerate(layered.evidence(images)):
         for target in range(5):
-            one = layered.attribute(images, target=target)[layer]
+            one = layered.attribute(images, target=target, weighting="none")[layer]
             torch.testing.assert_close(every[:, target : target + 1], one)
     assert fitted.evidence(images).shape == (32, 5, 12, 12)
 
@@ -117,19 +117,52 @@ def test_infomax_does_not_depend_on_the_target(fitted, images):
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("target", [None, 1])
-def test_weighting_moves_evidence_and_keeps_its_positive_total(net, images, quick_fit, target):
+@pytest.mark.parametrize("information", ["sufficient", "general"])
+def test_the_posterior_moves_evidence_and_keeps_signs_and_the_positive_total(
+    net, images, quick_fit, information
+):
     attr = quick_fit(LayerInfoBottleneckAttribution(net, "stage2"), [images], steps=30)
-    plain = attr.attribute(images, target)
-    weighted = attr.attribute(images, target, weighting="capacity")
-    assert not torch.allclose(plain, weighted, rtol=1e-2)
-    assert torch.equal(plain.sign(), weighted.sign())
-    some = (plain > 0).flatten(1).any(1)
-    torch.testing.assert_close(
-        weighted.clamp_min(0).sum((1, 2, 3))[some], plain.clamp_min(0).sum((1, 2, 3))[some]
+    target = net(images).argmax(1)
+    plain, moved = (
+        attr.attribute(images, target, information=information, weighting=weighting)
+        for weighting in ("none", None)
     )
-    with pytest.raises(ValueError, match="weights by what passes the bottleneck"):
-        attr.attribute(images, target, information="general", weighting="capacity")
+    positive = plain > 0
+    assert positive.any()
+    assert not torch.allclose(plain[positive], moved[positive], rtol=1e-2)
+    torch.testing.assert_close(moved[~positive], plain[~positive])
+    torch.testing.assert_close(
+        moved.clamp_min(0).sum((1, 2, 3)), plain.clamp_min(0).sum((1, 2, 3))
+    )
+
+
+def test_only_the_evidence_for_a_class_is_spread_by_the_posterior(fitted, images):
+    expected = fitted.attribute(images, None, weighting="none")
+    assert torch.equal(fitted.attribute(images), expected)
+    for options in ({}, {"target": 0, "estimator": "infomax"}):
+        with pytest.raises(ValueError, match="needs the variational evidence for a class"):
+            fitted.attribute(images, weighting="posterior", **options)
+
+
+def test_a_deeper_head_moves_the_evidence_and_does_not_change_it(net, images, quick_fit):
+    attr = quick_fit(LayerInfoBottleneckAttribution(net, "stage1"), [images], steps=30)
+    assert [site.layer for site in attr.networks.head_sites] == ["relu"]
+    target = net(images).argmax(1)
+    before = [attr.attribute(images, target, weighting=w) for w in ("none", "posterior")]
+    attr.networks.heads[1][-1].weight.data.normal_()
+    after = [attr.attribute(images, target, weighting=w) for w in ("none", "posterior")]
+    assert torch.equal(before[0], after[0])
+    assert not torch.allclose(before[1], after[1], rtol=1e-2)
+
+
+def test_head_layers_can_be_chosen(net, images, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage1", head_layers=[]), [images])
+    assert attr.networks.head_sites == ()
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage1", head_layers=net.stage2), [images])
+    assert [site.layer for site in attr.networks.head_sites] == ["stage2"]
+    assert attr.attribute(images, 0).shape == images.shape
+    with pytest.raises(ValueError, match="which layer names already"):
+        InfoBottleneckAttribution(net, "stage1", head_layers="stage1")
 
 
 def test_bits_are_nats_over_log_2(fitted, images):

@@ -148,6 +148,12 @@ def test_laws_of_outputs(i):
     assert output.marginal_negative_log_likelihood(y).shape == (64,)
     torch.testing.assert_close(output.distortion(raw, raw), torch.zeros(64), atol=1e-5, rtol=0)
     assert output.uninformed(raw) > 0
+    if not isinstance(output, GaussianOutput):  # a head of zeros is the marginal
+        zeros = torch.zeros(64, output.head_size)
+        assert output.evidence(zeros).abs().max() < 1e-6
+        torch.testing.assert_close(
+            output.negative_log_likelihood(zeros, y), output.marginal_negative_log_likelihood(y)
+        )
 
 
 @pytest.mark.parametrize("i", range(6))
@@ -157,10 +163,12 @@ def test_the_expectation_of_the_evidence_over_q_is_the_kl(i):
     parameters = torch.randn(2, 6, output.head_size)
     evidence = output.evidence(parameters)
     if isinstance(output, CategoricalOutput):
-        expectation = (parameters.softmax(-1) * evidence).sum(-1)
+        q = (parameters + output.log_marginal).softmax(-1)
+        expectation = (q * evidence).sum(-1)
     else:
-        off = torch.sigmoid(-parameters).log() - torch.sigmoid(-output.marginal_logits).log()
-        q = torch.sigmoid(parameters)
+        logits = parameters + output.marginal_logits
+        off = torch.sigmoid(-logits).log() - torch.sigmoid(-output.marginal_logits).log()
+        q = torch.sigmoid(logits)
         expectation = (q * evidence + (1 - q) * off).sum(-1)
     torch.testing.assert_close(output.kl(parameters), expectation, rtol=1e-4, atol=1e-5)
     index = torch.tensor([[0], [output.size - 1]])
@@ -174,7 +182,7 @@ def test_evidence_for_several_classes_is_that_of_any_of_them():
     output.fit_marginal(torch.randn(64, 3))
     parameters = torch.randn(1, 1, 3)
     both = output.evidence_for(parameters, torch.tensor([[0, 2]]))
-    q, r = parameters.softmax(-1)[0, 0], output.log_marginal.exp()
+    q, r = (parameters + output.log_marginal).softmax(-1)[0, 0], output.log_marginal.exp()
     assert both.item() == pytest.approx(math.log((q[0] + q[2]) / (r[0] + r[2])), abs=1e-5)
     everything = output.evidence_for(parameters, torch.tensor([[0, 1, 2]]))
     assert everything.item() == pytest.approx(0, abs=1e-6)
