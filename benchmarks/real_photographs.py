@@ -62,8 +62,7 @@ def methods(model: nn.Module, attr: InfoBottleneckAttribution, seed: int) -> dic
 
     per_channel: dict[str, Method] = {
         "captum_mi": lambda x, t: attr.attribute(x, t),
-        "captum_mi, weighting='capacity'": lambda x, t: attr.attribute(
-            x, t, weighting="capacity"),
+        "captum_mi, weighting='none'": lambda x, t: attr.attribute(x, t, weighting="none"),
         "Integrated Gradients 50 (absolute)": lambda x, t: integrated.attribute(
             x, target=t, n_steps=50, internal_batch_size=500).abs(),
         "SmoothGrad 50 (absolute)": smoothgrad,
@@ -154,6 +153,8 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", default=["layer2", "layer3"])
     parser.add_argument("--n", type=int, default=120, help="evaluation images")
     parser.add_argument("--mosaics", type=int, default=60)
+    parser.add_argument("--skip", type=int, default=0,
+                        help="leave out the first validation images, on which settings were chosen")
     parser.add_argument("--confidence", type=float, default=0.9, help="of images in mosaics")
     parser.add_argument("--train", type=int, default=6400, help="images to fit on")
     parser.add_argument("--steps", type=int, default=700)
@@ -167,7 +168,7 @@ def main() -> None:
 
     origin = provenance(
         model=options.model, layers="+".join(options.layers), fitted_on=options.train,
-        batch=options.batch, seed=options.seed,
+        batch=options.batch, seed=options.seed, skipped=options.skip,
     )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -177,9 +178,8 @@ def main() -> None:
     attr.history.plot().savefig(f"{options.out}_history.png", dpi=110)
 
     photos = load(options.data, 1, None, options.seed)
-    photos = Photographs(
-        photos.images.to(device), photos.labels.to(device), photos.boxes.to(device), photos.names
-    )
+    arrays = (x[options.skip:].to(device) for x in (photos.images, photos.labels, photos.boxes))
+    photos = Photographs(*arrays, photos.names)
     images, labels, boxes = evaluation_set(model, photos, options.n)
     grids, grid_targets, cells = mosaics(
         model, photos, options.mosaics, options.confidence, options.seed
