@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=120, help="evaluation images")
     parser.add_argument("--mosaics", type=int, default=60)
     parser.add_argument("--skip", type=int, default=0,
-                        help="leave out the first validation images, on which settings were chosen")
+                        help="first validation images to leave out: settings were chosen there")
     parser.add_argument("--confidence", type=float, default=0.9, help="of images in mosaics")
     parser.add_argument("--train", type=int, default=6400, help="images to fit on")
     parser.add_argument("--steps", type=int, default=700)

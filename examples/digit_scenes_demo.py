@@ -86,7 +86,7 @@ def methods(model: nn.Module, attr: InfoBottleneckAttribution) -> dict[str, Meth
 
     return {
         "sufficient": lambda x, t: attr.attribute(x, t),
-        "sufficient, weighted": lambda x, t: attr.attribute(x, t, weighting="capacity"),
+        "log ratio": lambda x, t: attr.attribute(x, t, weighting="none"),
         "general": lambda x, t: attr.attribute(x, t, information="general"),
         "redundant": lambda x, t: attr.attribute(x, t, information="redundant"),
         "Integrated Gradients": lambda x, t: integrated.attribute(
