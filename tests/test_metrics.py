@@ -7,10 +7,13 @@ import torch
 
 from captum_mi.metrics import (
     degradation,
+    deletion,
     effective_heat_ratio,
     grid_pointing,
+    insertion,
     inside_box,
     pointing,
+    sensitivity_n,
 )
 
 MAP = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
@@ -96,3 +99,78 @@ def test_degradation_does_not_depend_on_the_batch_size(batch_size):
 def test_degradation_rejects_other_shapes():
     with pytest.raises(ValueError, match="a tile that divides"):
         degradation(brightness, torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), MAP, tile=3)
+
+
+def test_degradation_is_insertion_minus_deletion_on_one_canvas():
+    images, maps = torch.rand(3, 2, 8, 8), torch.rand(3, 8, 8)
+    target = torch.zeros(3, dtype=torch.long)
+    arguments = (lambda x, t: brightness(x, t) ** 2, images, maps, target, 2, 0.3)
+    torch.testing.assert_close(
+        insertion(*arguments) - deletion(*arguments), degradation(*arguments).area
+    )
+
+
+def test_insertion_and_deletion_by_hand():
+    image = MAP.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    arguments = (brightness, image, image[:, 0], torch.zeros(1, dtype=torch.long), 2)
+    assert deletion(*arguments).item() == pytest.approx((10 / 2 + 6 + 3 + 1) / 4 / 4)
+    assert insertion(*arguments, baseline=0.0).item() == pytest.approx((4 + 7 + 9 + 5) / 4 / 4)
+    own = torch.full_like(image, 7.0)  # a canvas for each image
+    assert insertion(*arguments, baseline=own).item() == pytest.approx(
+        insertion(*arguments, baseline=7.0).item()
+    )
+
+
+def test_insertion_starts_from_the_blurred_image():
+    noise = torch.rand(2, 1, 16, 16)
+    sharpness = lambda x, t: x.flatten(1).var(1)  # noqa: E731
+    arguments = (sharpness, noise, noise[:, 0], torch.zeros(2, dtype=torch.long), 4)
+    assert (insertion(*arguments) < sharpness(noise, None)).all()
+    flat = torch.ones(1, 1, 16, 16)
+    score = insertion(brightness, flat, flat[:, 0], torch.zeros(1, dtype=torch.long), 4)
+    assert score.item() == pytest.approx(1)
+
+
+def slow_sensitivity(score, image, heat, target, size, tile, samples, seed):
+    generator = torch.Generator().manual_seed(seed)
+    columns = image.shape[2] // tile
+    tiles = columns * (image.shape[1] // tile)
+    sums, drops = [], []
+    for order in torch.rand(samples, tiles, generator=generator).argsort(1):
+        changed, total = image.clone(), 0.0
+        for index in order[:size].tolist():
+            row, column = index // columns * tile, index % columns * tile
+            changed[:, row : row + tile, column : column + tile] = 0.25
+            total += heat[row : row + tile, column : column + tile].sum().item()
+        sums.append(total)
+        drops.append((score(image[None], target) - score(changed[None], target)).item())
+    return torch.corrcoef(torch.tensor([sums, drops]))[0, 1]
+
+
+def test_sensitivity_n_equals_its_slow_twin():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 2, 6, 8, generator=generator)
+    maps = torch.randn(3, 6, 8, generator=generator)
+    score = lambda x, t: (x.flatten(1) ** 3).sum(1) * (t + 1)  # noqa: E731
+    target = torch.tensor([0, 1, 2])
+    result = sensitivity_n(
+        score, images, maps, target, [5], tile=2, samples=20, baseline=0.25, batch_size=7, seed=3
+    )
+    expected = [
+        slow_sensitivity(score, images[i], maps[i], target[i : i + 1], 5, 2, 20, 3)
+        for i in range(3)
+    ]
+    torch.testing.assert_close(result[:, 0], torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_sensitivity_n_is_one_for_an_additive_score_and_zero_for_a_flat_map():
+    images, target = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
+    sizes = [1, 4, 15]
+    exact = sensitivity_n(brightness, images, images[:, 0], target, sizes, tile=2)
+    torch.testing.assert_close(exact, torch.ones(2, 3), rtol=1e-4, atol=1e-4)
+    reverse = sensitivity_n(brightness, images, -images[:, 0], target, sizes, tile=2)
+    torch.testing.assert_close(reverse, -torch.ones(2, 3), rtol=1e-4, atol=1e-4)
+    flat = sensitivity_n(brightness, images, torch.zeros(2, 8, 8), target, sizes, tile=2)
+    assert torch.equal(flat, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="between 1 and 15"):
+        sensitivity_n(brightness, images, images[:, 0], target, [16], tile=2)

@@ -6,13 +6,17 @@ from captum_mi.metrics.localization import (
     inside_box,
     pointing,
 )
-from captum_mi.metrics.perturbation import Curves, degradation
+from captum_mi.metrics.perturbation import Curves, degradation, deletion, insertion
+from captum_mi.metrics.sensitivity import sensitivity_n
 
 __all__ = [
     "Curves",
     "degradation",
+    "deletion",
     "effective_heat_ratio",
     "grid_pointing",
+    "insertion",
     "inside_box",
     "pointing",
+    "sensitivity_n",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
-__all__ = ["Curves", "degradation"]
+from captum_mi.metrics.removal import Score, scores_without, tile_heat
+
+__all__ = ["Curves", "degradation", "deletion", "insertion"]
 
 
 class Curves(NamedTuple):
@@ -28,7 +29,7 @@ class Curves(NamedTuple):
 
 @torch.no_grad()
 def degradation(
-    score: Callable[[Tensor, Tensor], Tensor],
+    score: Score,
     images: Tensor,
     maps: Tensor,
     target: Tensor,
@@ -48,29 +49,92 @@ def degradation(
         maps: heat ``(N, H, W)``.
         target: class of each image ``(N,)``.
         tile: side of a tile in pixels; divides H and W.
-        baseline: what removed pixels become; broadcastable to an image.
+        baseline: what removed pixels become; broadcastable to the images.
         batch_size: images per call of ``score``.
 
     Returns:
         Areas and curves, on the device of ``images``.
     """
-    n, _, h, w = images.shape
-    if maps.shape != (n, h, w) or h % tile or w % tile:
-        raise ValueError(
-            f"expected maps {(n, h, w)} for images {tuple(images.shape)}, and a tile that "
-            f"divides height and width; got maps {tuple(maps.shape)}, tile {tile}"
-        )
-    heat = F.avg_pool2d(maps[:, None].float(), tile).flatten(1)
-    rank = heat.argsort(dim=1, stable=True).argsort(dim=1, stable=True)  # 0: least relevant
-    tiles = heat.shape[1]
+    rank = _relevance_rank(images, maps, tile)
     lerf = _curve(score, images, rank, target, tile, baseline, batch_size)
-    morf = _curve(score, images, tiles - 1 - rank, target, tile, baseline, batch_size)
-    area = torch.trapezoid(lerf - morf, dx=1 / tiles, dim=1)
-    return Curves(area, lerf, morf)
+    morf = _curve(score, images, rank.shape[1] - 1 - rank, target, tile, baseline, batch_size)
+    return Curves(_area(lerf) - _area(morf), lerf, morf)
+
+
+@torch.no_grad()
+def deletion(
+    score: Score,
+    images: Tensor,
+    maps: Tensor,
+    target: Tensor,
+    tile: int = 8,
+    baseline: float | Tensor = 0.0,
+    batch_size: int = 256,
+) -> Tensor:
+    """Area under the score while the most relevant tiles are deleted: lower is better.
+
+    Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421. Arguments as for
+    :func:`degradation`; with the same baseline, degradation is insertion - deletion.
+
+    Returns:
+        ``(N,)``.
+    """
+    rank = _relevance_rank(images, maps, tile)
+    removal = rank.shape[1] - 1 - rank
+    return _area(_curve(score, images, removal, target, tile, baseline, batch_size))
+
+
+@torch.no_grad()
+def insertion(
+    score: Score,
+    images: Tensor,
+    maps: Tensor,
+    target: Tensor,
+    tile: int = 8,
+    baseline: float | Tensor | None = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """Area under the score while the most relevant tiles are put in: higher is better.
+
+    Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421. Arguments as for
+    :func:`degradation`, but for the canvas.
+
+    Args:
+        score: ``(images, target) -> (N,)``.
+        images: ``(N, C, H, W)``.
+        maps: heat ``(N, H, W)``.
+        target: class of each image ``(N,)``.
+        tile: side of a tile in pixels; divides H and W.
+        baseline: the canvas, broadcastable to the images; ``None`` for each image blurred
+            beyond the size of a tile, as in the source.
+        batch_size: images per call of ``score``.
+
+    Returns:
+        ``(N,)``.
+    """
+    # Tiles that are put in most relevant first are, backwards, removed least relevant first.
+    rank = _relevance_rank(images, maps, tile)
+    canvas = _blurred(images, tile) if baseline is None else baseline
+    return _area(_curve(score, images, rank, target, tile, canvas, batch_size))
+
+
+def _blurred(images: Tensor, tile: int) -> Tensor:
+    size = 2 * (min(2 * tile, *images.shape[2:]) // 2) - 1
+    return gaussian_blur(images, [size, size], [tile / 2, tile / 2])
+
+
+def _area(curve: Tensor) -> Tensor:
+    return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
+
+
+def _relevance_rank(images: Tensor, maps: Tensor, tile: int) -> Tensor:
+    """Rank of each tile by mean heat, ``(N, tiles)``; 0 is the least relevant."""
+    heat = tile_heat(images, maps, tile)
+    return heat.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
 
 
 def _curve(
-    score: Callable[[Tensor, Tensor], Tensor],
+    score: Score,
     images: Tensor,
     removal: Tensor,
     target: Tensor,
@@ -79,13 +143,6 @@ def _curve(
     batch_size: int,
 ) -> Tensor:
     """Scores ``(N, tiles + 1)`` after tiles of removal rank < step have gone, for every step."""
-    n, _, h, w = images.shape
-    steps = torch.arange(removal.shape[1] + 1, device=images.device)
-    baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
-    values = []
-    pairs = torch.cartesian_prod(torch.arange(n, device=images.device), steps)
-    for i, step in (pair.unbind(1) for pair in pairs.split(batch_size)):
-        gone = (removal[i] < step[:, None]).reshape(-1, 1, h // tile, w // tile)
-        gone = gone.repeat_interleave(tile, 2).repeat_interleave(tile, 3)
-        values.append(score(torch.where(gone, baseline, images[i]), target[i]))
-    return torch.cat(values).reshape(n, -1)
+    steps = torch.arange(removal.shape[1] + 1, device=removal.device)
+    gone = removal[:, None] < steps[:, None]
+    return scores_without(score, images, gone, target, tile, baseline, batch_size)

@@ -1,0 +1,62 @@
+"""Tiles of images, and scores without some of them: what perturbation metrics share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Score", "scores_without", "tile_heat"]
+
+#: ``(images, target) -> (N,)``, for example the softmax probability of the target.
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def tile_heat(images: Tensor, maps: Tensor, tile: int) -> Tensor:
+    """Mean heat of each tile, ``(N, tiles)``, row by row.
+
+    Raises:
+        ValueError: for maps of another shape than the images', or a tile that does not divide.
+    """
+    n, _, h, w = images.shape
+    if maps.shape != (n, h, w) or h % tile or w % tile:
+        raise ValueError(
+            f"expected maps {(n, h, w)} for images {tuple(images.shape)}, and a tile that "
+            f"divides height and width; got maps {tuple(maps.shape)}, tile {tile}"
+        )
+    return F.avg_pool2d(maps[:, None].float(), tile).flatten(1)
+
+
+def scores_without(
+    score: Score,
+    images: Tensor,
+    gone: Tensor,
+    target: Tensor,
+    tile: int,
+    baseline: float | Tensor,
+    batch_size: int,
+) -> Tensor:
+    """Scores ``(N, K)`` of images without sets of tiles.
+
+    Args:
+        score: what is measured.
+        images: ``(N, C, H, W)``; not changed.
+        gone: ``(N, K, tiles)``, boolean: K sets for each image.
+        target: class of each image ``(N,)``.
+        tile: side of a tile in pixels.
+        baseline: what removed pixels become; broadcastable to the images.
+        batch_size: images per call of ``score``.
+    """
+    h, w = images.shape[2:]
+    device = images.device
+    canvas = torch.as_tensor(baseline, dtype=images.dtype, device=device).expand(images.shape)
+    n, k = gone.shape[:2]
+    pairs = torch.cartesian_prod(torch.arange(n, device=device), torch.arange(k, device=device))
+    values = []
+    for i, j in (pair.unbind(1) for pair in pairs.split(batch_size)):
+        mask = gone[i, j].view(-1, 1, h // tile, w // tile)
+        mask = mask.repeat_interleave(tile, 2).repeat_interleave(tile, 3)
+        values.append(score(torch.where(mask, canvas[i], images[i]), target[i]))
+    return torch.cat(values).reshape(n, k)
