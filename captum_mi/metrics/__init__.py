@@ -7,10 +7,13 @@ from captum_mi.metrics.localization import (
     pointing,
 )
 from captum_mi.metrics.perturbation import Curves, degradation, deletion, insertion
+from captum_mi.metrics.sanity import Cascade, cascading_randomization, structural_similarity
 from captum_mi.metrics.sensitivity import sensitivity_n
 
 __all__ = [
+    "Cascade",
     "Curves",
+    "cascading_randomization",
     "degradation",
     "deletion",
     "effective_heat_ratio",
@@ -19,4 +22,5 @@ __all__ = [
     "inside_box",
     "pointing",
     "sensitivity_n",
+    "structural_similarity",
 ]
