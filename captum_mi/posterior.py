@@ -39,7 +39,7 @@ def position_posterior(evidence: Sequence[Tensor], prior: Tensor) -> Tensor:
 
     Example::
 
-        >>> evidence = torch.tensor([[[0.0, math.log(3.0)]]])
+        >>> evidence = torch.tensor([[[1.0, 3.0]]]).log()
         >>> position_posterior([evidence], torch.ones(1, 1, 2))
         tensor([[[0.2500, 0.7500]]], dtype=torch.float64)
     """
