@@ -116,8 +116,10 @@ class Reader:
 
     def _prior(self, information: Information) -> Tensor:
         """What the bottleneck lets pass at each position of the finest grid; all, if general."""
-        logits = max(self.logits.values(), key=lambda one: one[0].numel())
-        return capacity_prior(logits) if information == "sufficient" else torch.ones_like(logits)
+        site = max(self.networks.sites, key=lambda one: self.z[one][0, 0].numel())
+        if information == "general":  # alpha need not be inferred
+            return torch.ones_like(self.z[site][:, :1])
+        return capacity_prior(self.logits[site])
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool

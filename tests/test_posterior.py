@@ -6,7 +6,7 @@ from captum_mi.posterior import capacity_prior, position_posterior, spread
 
 
 def test_the_posterior_finds_the_position_that_shows_the_class():
-    # A generator with a known truth: one of 9 positions, drawn from a prior, shows symbol t
+    # A generator with a known truth: one of 3 positions, drawn from a prior, shows symbol t
     # where all others show noise; two layers see noisy symbols. Bayes' rule by counting.
     generator = torch.manual_seed(0)
     n, positions, symbols = 200_000, 3, 2
