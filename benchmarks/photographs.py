@@ -1,69 +1,116 @@
-"""Photographs with one object box each, and the networks that were trained on them.
+"""Photographs to explain, with or without object boxes, and the networks that classify them.
 
-The data file is an ``.npz`` with the arrays ``blob`` (JPEG files one after another, uint8),
-``off`` (n + 1 offsets), ``label``, ``split`` (0 train, 1 validation), ``box`` (xmin, ymin, xmax,
-ymax in pixels of the stored size) and ``names``.
+Three layouts on disk are read, told apart by the path:
+
+- an ``.npz`` index of JPEG files with labels and boxes (:mod:`captum_mi.datasets.indexed`; split 0
+  is for training, 1 for validation);
+- a folder that holds ``stl10_binary``: STL-10 (train, test);
+- a folder with ``train/<class>/*`` and ``val/<class>/*``: torchvision's ``ImageFolder``.
 """
 
 from __future__ import annotations
 
-import io
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.functional import normalize, pil_to_tensor
+from torchvision.datasets import STL10, ImageFolder
 
-SIZE = 96
-MEAN, STD = (0.48, 0.45, 0.40), (0.28, 0.27, 0.28)
+from captum_mi.datasets import IndexedPhotographs, View
+
+Split = Literal["train", "validation"]
+
+#: What networks without a preset are taken to see.
+PLAIN = View(96, (0.48, 0.45, 0.40), (0.28, 0.27, 0.28), antialias=False)
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Normalised images ``(n, 3, 96, 96)`` with labels ``(n,)`` and box masks ``(n, 96, 96)``."""
+    """Normalised images ``(n, 3, H, W)``, labels ``(n,)``, and boxes ``(n, H, W)`` or none."""
 
     images: Tensor
     labels: Tensor
-    boxes: Tensor
+    boxes: Tensor | None
     names: list[str]
 
+    def __getitem__(self, rows: slice | Tensor) -> Photographs:
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return Photographs(self.images[rows], self.labels[rows], boxes, self.names)
 
-def load(path: str | Path, split: int, count: int | None, seed: int = 0) -> Photographs:
-    """Read a split, or a random part of it."""
-    with np.load(path, allow_pickle=True) as file:
-        arrays = {name: file[name] for name in ("blob", "off", "label", "split", "box", "names")}
-    chosen = np.flatnonzero(arrays["split"] == split)
-    chosen = np.random.default_rng(seed).permutation(chosen)[:count]
-    images, boxes = [], []
-    for i in chosen:
-        raw = arrays["blob"][arrays["off"][i] : arrays["off"][i + 1]].tobytes()
-        pixels = pil_to_tensor(Image.open(io.BytesIO(raw)).convert("RGB"))
-        image = F.interpolate(
-            pixels[None].float() / 255, size=SIZE, mode="bilinear", align_corners=False
-        )[0]
-        images.append(normalize(image, MEAN, STD))
-        boxes.append(_mask(arrays["box"][i], SIZE / pixels.shape[-1]))
-    labels = torch.from_numpy(arrays["label"][chosen].astype(np.int64))
-    names = [str(name) for name in arrays["names"]]
-    return Photographs(torch.stack(images), labels, torch.stack(boxes), names)
+    def to(self, device: torch.device) -> Photographs:
+        boxes = None if self.boxes is None else self.boxes.to(device)
+        return Photographs(self.images.to(device), self.labels.to(device), boxes, self.names)
 
 
-def _mask(box: np.ndarray, scale: float) -> Tensor:
-    xmin, ymin, xmax, ymax = (box * scale).round().astype(int).tolist()
-    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-    mask[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
-    return mask
+def load(
+    path: str | Path,
+    split: Split,
+    count: int | None = None,
+    seed: int = 0,
+    view: View = PLAIN,
+) -> Photographs:
+    """Read a split in a seeded random order, or a random part of it."""
+    dataset = _dataset(Path(path), split, view)
+    rows = np.random.default_rng(seed).permutation(len(dataset))[:count].tolist()
+    pairs = [dataset[i] for i in rows]
+    boxes = None
+    if isinstance(dataset, IndexedPhotographs):
+        boxes = torch.stack([dataset.mask(i) for i in rows])
+    images = torch.stack([image for image, _ in pairs])
+    labels = torch.tensor([label for _, label in pairs])
+    return Photographs(images, labels, boxes, list(dataset.classes))
 
 
-def load_model(name: str, weights: str | Path) -> nn.Module:
-    """A torchvision network with its classes counted from the weights file."""
+def _dataset(path: Path, split: Split, view: View) -> IndexedPhotographs | STL10 | ImageFolder:
+    training = split == "train"
+    if path.suffix == ".npz":
+        return IndexedPhotographs(path, 0 if training else 1, view)
+    if (path / STL10.base_folder).is_dir():
+        return STL10(path, "train" if training else "test", transform=view)
+    folder = path / ("train" if training else "val")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{path}: expected an .npz index, a folder with {STL10.base_folder}, or one with "
+            f"train/ and val/; {folder} is missing"
+        )
+    return ImageFolder(folder, view)
+
+
+def load_model(name: str, weights: str | None) -> tuple[nn.Module, View]:
+    """A network in eval mode and the view that it takes.
+
+    Args:
+        name: a torchvision name, or ``module:factory``, called without arguments.
+        weights: a ``state_dict`` file (classes counted from its last bias), the name of a
+            torchvision weights enum (``DEFAULT``), or ``None`` for what the factory returns.
+    """
+    view = PLAIN
+    if ":" in name:
+        module, factory = name.split(":")
+        build: Callable[..., nn.Module] = getattr(importlib.import_module(module), factory)
+        model = build()
+    elif weights is not None and not Path(weights).exists():
+        choice = torchvision.models.get_model_weights(name)[weights]
+        preset = choice.transforms()
+        view = View(preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+        return torchvision.models.get_model(name, weights=choice).eval(), view
+    else:
+        model = torchvision.models.get_model(name, num_classes=_classes(weights))
+    if weights is not None:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        model.load_state_dict({key: value.float() if value.is_floating_point() else value
+                               for key, value in state.items()})
+    return model.eval(), view
+
+
+def _classes(weights: str | None) -> int:
+    if weights is None:
+        raise ValueError("a torchvision network needs --weights: a file, or an enum's name")
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    model: nn.Module = getattr(torchvision.models, name)(num_classes=len(state["fc.bias"]))
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value
-                           for key, value in state.items()})
-    return model.eval()
+    return len([value for key, value in state.items() if key.endswith("bias")][-1])

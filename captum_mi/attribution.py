@@ -45,7 +45,7 @@ from captum_mi.reading import (
     estimates,
 )
 from captum_mi.readout import Readout, target_index
-from captum_mi.structure import Design, Structure, check_choice, probe
+from captum_mi.structure import Design, Structure, check_choice, default_layers, probe
 from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 
 __all__ = ["Estimate", "InfoBottleneckAttribution", "LayerInfoBottleneckAttribution"]
@@ -72,7 +72,7 @@ class _BottleneckAttribution(InternalAttribution):
     def __init__(
         self,
         model: nn.Module,
-        layer: Layers,
+        layer: Layers | None = None,
         global_layer: str | nn.Module | None = None,
         context_layers: Layers | None = None,
         downstream: Callable[..., Tensor] | None = None,
@@ -94,7 +94,9 @@ class _BottleneckAttribution(InternalAttribution):
             model: the model to explain, a ``torch.nn.Module``. It is never changed.
             layer: where noise is injected and information is read: a module of the model or
                 its dotted name, or a list of them. Features may be ``(N, C)``, ``(N, C, L)``,
-                ``(N, C, H, W)`` or ``(N, C, D, H, W)``.
+                ``(N, C, H, W)`` or ``(N, C, D, H, W)``. Default: the last blocks of the two
+                stages before the deepest (in a ResNet ``layer2`` and ``layer3``), which ``fit``
+                finds and ``layers`` then names.
             global_layer: the layer whose output is y. Default: the model's output.
             context_layers: the layers that the inference network reads. Default: the last
                 block of every stage (the four deepest), and the chosen layers.
@@ -132,26 +134,15 @@ class _BottleneckAttribution(InternalAttribution):
                 f"model must be a torch.nn.Module, whose layers can be hooked; got "
                 f"{type(model).__name__}"
             )
-        self._several = isinstance(layer, (list, tuple))
-        chosen: Sequence[str | nn.Module] = layer if self._several else [layer]  # type: ignore
-        if not chosen:
-            raise ValueError("layer is an empty list; name at least one layer")
-        self.layers = layer_names(model, chosen)
-        if len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layer names a layer twice: {self.layers}")
+        super().__init__(model, None)
         self.global_layer = (
             None if global_layer is None else layer_names(model, [global_layer])[0]
         )
         self.context_layers = _optional_names(model, context_layers)
         self.head_layers = _optional_names(model, head_layers)
-        repeated = set(self.layers) & set(self.head_layers or ())
-        if repeated:
-            raise ValueError(
-                f"head_layers names {sorted(repeated)}, which layer names already: those have "
-                "heads of their own"
-            )
-        modules = [model.get_submodule(name) for name in self.layers]
-        super().__init__(model, modules if self._several else modules[0])
+        self.layers: list[str] = []
+        if layer is not None:
+            self._name_layers(layer)
         self.downstream = downstream
         self.design = Design(
             noise=noise, inference=inference, critic=critic, output=output, marginal=marginal,
@@ -160,6 +151,27 @@ class _BottleneckAttribution(InternalAttribution):
         )
         self.alpha = None if alpha is None else _alpha_tensor(alpha)
         self._fit: _Fit | None = None
+
+    def _name_layers(self, layer: Layers) -> None:
+        self._several = isinstance(layer, (list, tuple))
+        chosen: Sequence[str | nn.Module] = layer if self._several else [layer]  # type: ignore
+        if not chosen:
+            raise ValueError("layer is an empty list; name at least one layer")
+        self.layers = layer_names(self.forward_func, chosen)
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layer names a layer twice: {self.layers}")
+        repeated = set(self.layers) & set(self.head_layers or ())
+        if repeated:
+            raise ValueError(
+                f"head_layers names {sorted(repeated)}, which layer names already: those have "
+                "heads of their own"
+            )
+        self._set_modules()
+
+    def _set_modules(self) -> None:
+        """Captum's own attribute: the modules, as they were given."""
+        modules = [self.forward_func.get_submodule(name) for name in self.layers]
+        self.layer = modules if self._several else modules[0]
 
     # ------------------------------------------------------------------ state
 
@@ -288,7 +300,10 @@ class _BottleneckAttribution(InternalAttribution):
             stack.enter_context(evaluation_mode(original))
             stack.enter_context(evaluation_mode(model))
             stack.enter_context(torch.enable_grad())
-            structure = self._probe(model, next(walk()))
+            first = next(walk())
+            if not self.layers:
+                self._name_layers(default_layers(model, first))
+            structure = self._probe(model, first)
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)
             passes = self._passes(model, structure)
@@ -388,15 +403,30 @@ class _BottleneckAttribution(InternalAttribution):
             None if uniform else fit.networks.class_log_marginal,
         )
 
-    def _prepare(self, inputs: Any, target: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def _prepare(
+        self, inputs: Any, target: Any, additional_forward_args: object
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Checked inputs on the model's device, and the classes that a target selects."""
         fit = self._fitted()
         device = device_of(self.model)
         formatted = tuple(x.detach().to(device) for x in _format_tensor_into_tuples(inputs))
         fit.structure.signature.check(formatted)
         check_inputs(formatted, dtype_of(self.model))
-        index = target_index(target, len(formatted[0]), fit.structure.target_shape)
+        n = len(formatted[0])
+        shape = self._target_shape(fit, n, additional_forward_args, device)
+        index = target_index(target, n, shape)
         return formatted, None if index is None else index.to(device)
+
+    def _target_shape(
+        self, fit: _Fit, n: int, additional_forward_args: object, device: torch.device
+    ) -> tuple[int, ...]:
+        """What targets index. A downstream function's classes may differ from the fit's."""
+        if self.downstream is None or self.design.marginal != "uniform":
+            return fit.structure.target_shape
+        args = move(_format_additional_forward_args(additional_forward_args) or (), device)
+        y = torch.zeros(n, *fit.structure.y_shape, device=device)
+        with torch.no_grad():
+            return tuple(self.downstream(y, *args).shape[1:])
 
     def _warn_if_changed(self, fit: _Fit) -> None:
         if not fit.watch.unchanged():
@@ -561,8 +591,7 @@ class _BottleneckAttribution(InternalAttribution):
         check_shapes(shapes(self.model), model)
         bound = copy.copy(self)
         bound.forward_func = model
-        modules = [model.get_submodule(name) for name in self.layers]
-        bound.layer = modules if self._several else modules[0]
+        bound._set_modules()
         bound._fit = dataclasses.replace(fit, base=None, watch=WeightWatch(model))
         return bound
 
@@ -698,7 +727,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
             AssertionError, IndexError: for bad targets, as Captum raises them.
         """
         is_tuple = _is_tuple(inputs)
-        formatted, index = self._prepare(inputs, target)
+        formatted, index = self._prepare(inputs, target, additional_forward_args)
         maps = self._maps(
             formatted, additional_forward_args, index, information=information,
             estimator=estimator, internal_batch_size=internal_batch_size, weighting=weighting,
@@ -730,7 +759,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         Raises:
             ValueError: if y is continuous and there is no downstream function.
         """
-        formatted, _ = self._prepare(inputs, None)
+        formatted, _ = self._prepare(inputs, None, additional_forward_args)
         maps = self._maps(
             formatted, additional_forward_args, None, classes=True, information=information,
             estimator="variational", internal_batch_size=internal_batch_size,
@@ -776,7 +805,7 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
             ``(N, 1, *positions)``; a tuple where the layer returns a tuple of tensors; a list
             of these for a list of layers.
         """
-        formatted, index = self._prepare(inputs, target)
+        formatted, index = self._prepare(inputs, target, additional_forward_args)
         return self._per_layer(
             self._maps(
                 formatted, additional_forward_args, index, information=information,
@@ -795,7 +824,7 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
         unit: Unit = "nats",
     ) -> Any:
         """Evidence for every class, ``(N, classes, *positions)``, structured as ``attribute``."""
-        formatted, _ = self._prepare(inputs, None)
+        formatted, _ = self._prepare(inputs, None, additional_forward_args)
         return self._per_layer(
             self._maps(
                 formatted, additional_forward_args, None, classes=True, information=information,

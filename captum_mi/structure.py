@@ -14,7 +14,7 @@ from captum_mi.hooks import OnRepeat
 from captum_mi.outputs import OutputKind, resolve_kind
 from captum_mi.passes import Passes, Site, find_sites, stage_layers
 
-__all__ = ["Design", "Structure", "check_choice", "probe"]
+__all__ = ["Design", "Structure", "check_choice", "default_layers", "probe"]
 
 
 Noise = Literal["matched", "standard"]
@@ -123,6 +123,27 @@ class Structure:
         tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
         signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
         return cls(**{**values, **sites, **tuples, "signature": signature})
+
+
+def default_layers(model: nn.Module, batch: Batch) -> list[str]:
+    """The last blocks of the two stages before the deepest, which a head alone reads.
+
+    Earlier stages tell little about the class, the deepest one little about where: on
+    photographs the two between them localised best. Fewer stages give fewer layers.
+
+    Raises:
+        ValueError: if no layer has the position axes of the inputs.
+    """
+    axes = max(x.dim() for x in batch.inputs) - 2
+    args = batch.additional_forward_args
+    stages = stage_layers(model, batch.inputs, args, axes) if axes > 0 else []
+    if not stages:
+        shapes = [tuple(x.shape) for x in batch.inputs]
+        raise ValueError(
+            f"found no stage with positions in {type(model).__name__} for inputs {shapes}; name "
+            "the layers to read, as in layer=['layer2', 'layer3']"
+        )
+    return stages[-3:-1] or stages
 
 
 @torch.no_grad()

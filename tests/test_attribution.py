@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from captum_mi import Batch, InfoBottleneckAttribution, LayerInfoBottleneckAttribution
@@ -417,3 +418,30 @@ def test_a_compiled_model_is_run_eagerly(net, images, quick_fit):
     attr = quick_fit(InfoBottleneckAttribution(compiled, "_orig_mod.stage2"), [images])
     plain = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images])
     torch.testing.assert_close(attr.attribute(images, 0), plain.attribute(images, 0))
+
+
+@pytest.mark.parametrize(("name", "expected", "head"), [
+    ("resnet18", ["layer2", "layer3"], ["layer4"]),
+    ("mobilenet_v3_small", ["features.3", "features.8"], ["features"]),
+    ("convnext_tiny", ["features.3", "features.5"], ["features"]),
+])
+def test_default_layers_are_the_two_stages_before_the_deepest(
+    quick_fit, tmp_path, name, expected, head
+):
+    model = getattr(torchvision.models, name)(num_classes=3)
+    images = torch.randn(4, 3, 96, 96)
+    attr = quick_fit(InfoBottleneckAttribution(model), [images], steps=1)
+    assert attr.layers == expected
+    assert [site.layer for site in attr.networks.head_sites] == head
+    assert attr.layer == [model.get_submodule(layer) for layer in expected]
+    attr.save(tmp_path / "fit.safetensors")
+    again = InfoBottleneckAttribution.load(tmp_path / "fit.safetensors", model)
+    assert torch.equal(again.attribute(images, target=1), attr.attribute(images, target=1))
+
+
+def test_default_layers_of_a_shallow_network_and_of_one_without_positions(net, images, quick_fit):
+    assert quick_fit(InfoBottleneckAttribution(net), [images]).layers == ["stage1"]
+    rows = torch.randn(8, 4)
+    mlp = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"found no stage with positions .*\(8, 4\)"):
+        quick_fit(InfoBottleneckAttribution(mlp), [rows])

@@ -96,6 +96,20 @@ def test_degradation_does_not_depend_on_the_batch_size(batch_size):
     torch.testing.assert_close(flipped.area, -whole.area)
 
 
+def test_several_tiles_per_step_read_the_same_curve_more_coarsely():
+    """Both ends included also where the step does not divide the number of tiles."""
+    images, maps = torch.rand(3, 2, 12, 8), torch.rand(3, 12, 8)
+    arguments = (brightness, images, maps, torch.zeros(3, dtype=torch.long), 2)
+    fine, coarse = degradation(*arguments), degradation(*arguments, tiles_per_step=7)
+    points = torch.tensor([0, 7, 14, 21, 24])
+    torch.testing.assert_close(coarse.lerf, fine.lerf[:, points])
+    torch.testing.assert_close(coarse.removed, points / 24)
+    lerf, morf = (torch.trapezoid(curve[:, points], points / 24) for curve in fine[1:3])
+    torch.testing.assert_close(coarse.area, lerf - morf)
+    with pytest.raises(ValueError, match="tiles_per_step must be at least 1; got 0"):
+        degradation(*arguments, tiles_per_step=0)
+
+
 def test_degradation_rejects_other_shapes():
     with pytest.raises(ValueError, match="a tile that divides"):
         degradation(brightness, torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), MAP, tile=3)

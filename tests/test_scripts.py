@@ -74,16 +74,25 @@ def photographs(tmp_path):
     return tmp_path
 
 
-def test_real_photographs(photographs, monkeypatch):
-    printed = run(
-        "benchmarks/real_photographs.py", "--data", photographs / "photographs.npz",
+def test_compare_methods(photographs):
+    """Twice: the second run reads every method's result from the first."""
+    command = (
+        "benchmarks/compare_methods.py", "--data", photographs / "photographs.npz",
         "--weights", photographs / "weights.pt", "--n", 2, "--mosaics", 1, "--train", 16,
-        "--steps", 2, "--batch", 8, "--confidence", 0, "--only", "captum_mi", "random",
-        "--fit", photographs / "fit.safetensors", "--out", photographs / "result",
+        "--steps", 2, "--batch", 8, "--confidence", 0, "--tiles-per-step", 48, "--refits", 2,
+        "--methods", "captum_mi", "Input x", "Grad-CAM", "LRP", "IBA per sample, layer2",
+        "FastSHAP", "random", "--fastshap-steps", 2,
+        "--fits", photographs / "fits", "--out", photographs / "result",
         "--pictures", photographs / "pictures",
     )
-    assert "GridPG" in printed
-    assert (photographs / "fit.safetensors").exists()
-    assert (photographs / "result_curves.png").exists()
+    printed = run(*command)
+    assert "standard deviation over fits" in printed
+    assert sorted(path.name for path in (photographs / "fits").iterdir()) == [
+        "0.safetensors", "1.safetensors"]
     assert (photographs / "pictures" / "panel.png").exists()
-    assert len((photographs / "result.csv").read_text().splitlines()) == 4
+    for name in ("curves", "cost", "history"):
+        assert (photographs / f"result_{name}.png").stat().st_size > 5_000
+    table = (photographs / "result.csv").read_text()
+    assert len(table.splitlines()) == 1 + 1 + 2 + 1 + 2 + 1 + 1 + 1
+    run(*command)
+    assert (photographs / "result.csv").read_text() == table

@@ -18,13 +18,16 @@ class Curves(NamedTuple):
 
     Attributes:
         area: area(LeRF) - area(MoRF) of each image, ``(N,)``; 0 for a random order.
-        lerf: score while the least relevant tiles go first, ``(N, tiles + 1)``.
-        morf: score while the most relevant tiles go first, ``(N, tiles + 1)``.
+        lerf: score while the least relevant tiles go first, ``(N, points)``: at 0 tiles removed,
+            then at every multiple of ``tiles_per_step``, then at all.
+        morf: score while the most relevant tiles go first, ``(N, points)``.
+        removed: share of the tiles removed at each point, ``(points,)``.
     """
 
     area: Tensor
     lerf: Tensor
     morf: Tensor
+    removed: Tensor
 
 
 @torch.no_grad()
@@ -36,6 +39,7 @@ def degradation(
     tile: int = 8,
     baseline: float | Tensor = 0.0,
     batch_size: int = 256,
+    tiles_per_step: int = 1,
 ) -> Curves:
     """MoRF and LeRF curves and the area between them.
 
@@ -51,14 +55,18 @@ def degradation(
         tile: side of a tile in pixels; divides H and W.
         baseline: what removed pixels become; broadcastable to the images.
         batch_size: images per call of ``score``.
+        tiles_per_step: tiles removed between two points of a curve; more are coarser and cheaper.
 
     Returns:
         Areas and curves, on the device of ``images``.
     """
     rank = _relevance_rank(images, maps, tile)
-    lerf = _curve(score, images, rank, target, tile, baseline, batch_size)
-    morf = _curve(score, images, rank.shape[1] - 1 - rank, target, tile, baseline, batch_size)
-    return Curves(_area(lerf) - _area(morf), lerf, morf)
+    last = rank.shape[1] - 1
+    removed = _removed(last + 1, tiles_per_step, images.device)
+    lerf = _curve(score, images, rank, removed, target, tile, baseline, batch_size)
+    morf = _curve(score, images, last - rank, removed, target, tile, baseline, batch_size)
+    area = _area(lerf, removed) - _area(morf, removed)
+    return Curves(area, lerf, morf, removed / removed[-1])
 
 
 @torch.no_grad()
@@ -70,6 +78,7 @@ def deletion(
     tile: int = 8,
     baseline: float | Tensor = 0.0,
     batch_size: int = 256,
+    tiles_per_step: int = 1,
 ) -> Tensor:
     """Area under the score while the most relevant tiles are deleted: lower is better.
 
@@ -80,8 +89,10 @@ def deletion(
         ``(N,)``.
     """
     rank = _relevance_rank(images, maps, tile)
-    removal = rank.shape[1] - 1 - rank
-    return _area(_curve(score, images, removal, target, tile, baseline, batch_size))
+    last = rank.shape[1] - 1
+    removed = _removed(last + 1, tiles_per_step, images.device)
+    curve = _curve(score, images, last - rank, removed, target, tile, baseline, batch_size)
+    return _area(curve, removed)
 
 
 @torch.no_grad()
@@ -93,6 +104,7 @@ def insertion(
     tile: int = 8,
     baseline: float | Tensor | None = None,
     batch_size: int = 256,
+    tiles_per_step: int = 1,
 ) -> Tensor:
     """Area under the score while the most relevant tiles are put in: higher is better.
 
@@ -108,6 +120,7 @@ def insertion(
         baseline: the canvas, broadcastable to the images; ``None`` for each image blurred
             beyond the size of a tile, as in the source.
         batch_size: images per call of ``score``.
+        tiles_per_step: tiles removed between two points of a curve; more are coarser and cheaper.
 
     Returns:
         ``(N,)``.
@@ -115,7 +128,9 @@ def insertion(
     # Tiles that are put in most relevant first are, backwards, removed least relevant first.
     rank = _relevance_rank(images, maps, tile)
     canvas = _blurred(images, tile) if baseline is None else baseline
-    return _area(_curve(score, images, rank, target, tile, canvas, batch_size))
+    removed = _removed(rank.shape[1], tiles_per_step, images.device)
+    curve = _curve(score, images, rank, removed, target, tile, canvas, batch_size)
+    return _area(curve, removed)
 
 
 def _blurred(images: Tensor, tile: int) -> Tensor:
@@ -123,8 +138,15 @@ def _blurred(images: Tensor, tile: int) -> Tensor:
     return gaussian_blur(images, [size, size], [tile / 2, tile / 2])
 
 
-def _area(curve: Tensor) -> Tensor:
-    return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
+def _removed(tiles: int, per_step: int, device: torch.device) -> Tensor:
+    """Numbers of tiles removed at each point of a curve, from 0 to all."""
+    if per_step < 1:
+        raise ValueError(f"tiles_per_step must be at least 1; got {per_step}")
+    return torch.tensor([*range(0, tiles, per_step), tiles], device=device)
+
+
+def _area(curve: Tensor, removed: Tensor) -> Tensor:
+    return torch.trapezoid(curve, (removed / removed[-1]).to(curve), dim=1)
 
 
 def _relevance_rank(images: Tensor, maps: Tensor, tile: int) -> Tensor:
@@ -137,12 +159,12 @@ def _curve(
     score: Score,
     images: Tensor,
     removal: Tensor,
+    removed: Tensor,
     target: Tensor,
     tile: int,
     baseline: float | Tensor,
     batch_size: int,
 ) -> Tensor:
-    """Scores ``(N, tiles + 1)`` after tiles of removal rank < step have gone, for every step."""
-    steps = torch.arange(removal.shape[1] + 1, device=removal.device)
-    gone = removal[:, None] < steps[:, None]
+    """Scores ``(N, points)`` once the tiles of the lowest removal ranks have gone."""
+    gone = removal[:, None] < removed[:, None]
     return scores_without(score, images, gone, target, tile, baseline, batch_size)

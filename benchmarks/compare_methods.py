@@ -1,0 +1,313 @@
+"""Compare attribution methods on the same images: figures of merit, cost, paired differences.
+
+    python benchmarks/compare_methods.py --data photographs.npz --weights resnet18.pt \
+        --model resnet18 --out benchmarks/results/resnet18
+
+Fits captum_mi on training images (or loads the fits in ``--fits``), explains validation images
+with every method, and writes ``OUT.csv``, ``OUT.md``, ``OUT_paired.csv``, ``OUT_paired.md``,
+``OUT_curves.png``, ``OUT_cost.png`` and ``OUT_history.png``; with ``--pictures DIR`` also a grid
+of maps on photographs. What is finished is kept, method by method, in ``--parts``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from evaluation import METRICS, Evaluation, Heat, evaluation_set, mosaics, seconds_per_image
+from matplotlib.figure import Figure
+from peers import cam, captum_methods, fastshap, iba, priors, rise
+from peers.method import Method, explained, reduced
+from photographs import Photographs, load, load_model
+from report import mean_and_error, provenance, write_table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
+
+from captum_mi import InfoBottleneckAttribution
+from captum_mi.passes import stage_layers
+from captum_mi.visualize import panel
+
+OURS = "captum_mi"
+Registry = dict[str, Method | list[Method]]
+Result = dict[str, Any]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True,
+                        help="npz index with boxes, folder of STL-10, or folder with train/, val/")
+    parser.add_argument("--model", default="resnet18", help="torchvision name or module:factory")
+    parser.add_argument("--weights", help="state_dict, or the name of a torchvision weights enum")
+    parser.add_argument("--layers", nargs="+", help="where noise is injected; default: ours")
+    parser.add_argument("--methods", nargs="+", help="names of methods, by their beginnings")
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, help="default: all possible")
+    parser.add_argument("--n", type=int, default=200, help="evaluation images")
+    parser.add_argument("--skip", type=int, default=0,
+                        help="first validation images to leave out: settings were chosen there")
+    parser.add_argument("--mosaics", type=int, default=40)
+    parser.add_argument("--confidence", type=float, default=0.9, help="of images in mosaics")
+    parser.add_argument("--tiles-per-step", type=int, default=1, help="of degradation curves")
+    parser.add_argument("--train", type=int, default=6400, help="images to fit on")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--refits", type=int, default=1, help="fits that are averaged")
+    parser.add_argument("--fits", type=Path, help="folder of fits: loaded, or saved if missing")
+    parser.add_argument("--refine-steps", type=int, default=0, help="also refine alpha so long")
+    parser.add_argument("--fastshap-steps", type=int, default=700)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", type=Path, help="folder of finished methods; default OUT_parts")
+    parser.add_argument("--pictures", type=Path, help="folder for a grid that shows photographs")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/photographs"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, view = load_model(options.model, options.weights)
+    model = model.to(device)
+    train = load(options.data, "train", options.train, options.seed, view).to(device)
+    photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(device)
+    stages = stage_layers(model, (train.images[:2],), (), 2)
+    fits = [fitted(model, train, options, options.seed + i) for i in range(options.refits)]
+    origin = provenance(
+        model=options.model, layers="+".join(fits[0].layers), fitted_on=options.train,
+        fits=options.refits, batch=options.batch, seed=options.seed, skipped=options.skip,
+    )
+    chosen = evaluation_set(model, photos, options.n)
+    grids = mosaics(model, photos, options.mosaics, options.confidence, options.seed)
+    evaluation = Evaluation(model, chosen, grids, options.tiles_per_step, options.seed)
+    metrics = options.metrics or evaluation.possible()
+    registry = {**ours(fits, options), **others(model, stages, train.images, options)}
+
+    results: dict[str, Result] = {}
+    for name, method in selected(registry, options.methods).items():
+        results |= finished(name, method, evaluation, metrics, options)
+        for row in [row for row in results if row.startswith(name)][-1:]:
+            print(*cells(row, results[row], metrics), sep="  ", flush=True)
+    write(results, metrics, fits, origin, evaluation, options)
+    if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        shown = {name: result["heat"][:6] for name, result in results.items()}
+        units = {name: "nats / pixel" for name in shown if name.startswith(OURS)}
+        panel(chosen.images[:6], shown, units=units).savefig(
+            options.pictures / "panel.png", dpi=90)
+
+
+def fitted(
+    model: nn.Module, train: Photographs, options: argparse.Namespace, seed: int
+) -> InfoBottleneckAttribution:
+    """A fit: loaded if it was saved, else made on training images."""
+    path = options.fits and options.fits / f"{seed}.safetensors"
+    if path and path.exists():
+        return InfoBottleneckAttribution.load(path, model)
+    loader = DataLoader(
+        TensorDataset(train.images, train.labels), options.batch, shuffle=True, drop_last=True
+    )
+    attr = InfoBottleneckAttribution(model, options.layers)
+    attr.fit(loader, steps=options.steps, seed=seed)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        attr.save(path)
+    return attr
+
+
+def ours(fits: list[InfoBottleneckAttribution], options: argparse.Namespace) -> Registry:
+    """The default and its variants, each by every fit."""
+
+    def variant(**keywords: Any) -> list[Method]:
+        return [
+            Method(lambda x, t, attr=attr: attr.attribute(x, t, **keywords), batch=50)  # type: ignore[misc]
+            for attr in fits
+        ]
+
+    found: Registry = {OURS: variant(), f"{OURS}, weighting='none'": variant(weighting="none")}
+    if options.refine_steps:
+        steps = options.refine_steps
+        found[f"{OURS}, refine_steps={steps}"] = variant(refine_steps=steps)
+    return found
+
+
+def others(
+    model: nn.Module, stages: list[str], images: Tensor, options: argparse.Namespace
+) -> Registry:
+    """Every peer."""
+    return {
+        **captum_methods.methods(model, stages[-1], options.seed),
+        **cam.methods(model, stages[-1]),
+        **rise.methods(model, options.seed),
+        **iba.methods(model, stages[:2], images[:1000], options.seed),
+        **fastshap.methods(model, stages[1:], images, options.fastshap_steps, options.seed),
+        **priors.methods(options.seed),
+    }
+
+
+def selected(registry: Registry, wanted: list[str] | None) -> Registry:
+    """Methods whose name begins with one of those wanted; all of them by default.
+
+    A name alone means that method and not its variants.
+    """
+    if wanted is None:
+        return registry
+    kept = {
+        name: method for name, method in registry.items()
+        if any(name == start or (start not in registry and name.startswith(start))
+               for start in wanted)
+    }
+    if not kept:
+        raise ValueError(f"no method begins with {wanted}; there are {list(registry)}")
+    return kept
+
+
+def finished(
+    name: str, method: Method | list[Method], evaluation: Evaluation, metrics: list[str],
+    options: argparse.Namespace,
+) -> dict[str, Result]:
+    """A method's results, one for each reduction; loaded where they were kept."""
+    folder = options.parts or Path(f"{options.out}_parts")
+    path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
+    settings = {
+        key: str(value) for key, value in vars(options).items()
+        if key not in ("methods", "pictures", "out", "parts", "metrics")
+    } | {"metrics": " ".join(metrics)}
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        if kept["settings"] == settings:
+            return dict(kept["results"])
+    try:
+        results = run(name, method, evaluation, metrics)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        if name != "LRP":
+            raise
+        print(f"{name}: not applicable to {options.model}: {error}", flush=True)
+        results = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"settings": settings, "results": results}, path)
+    return results
+
+
+def run(
+    name: str, method: Method | list[Method], evaluation: Evaluation, metrics: list[str]
+) -> dict[str, Result]:
+    """Explain all images, and measure each reduction; several fits are averaged per image."""
+    fits = method if isinstance(method, list) else [method]
+    photos, grids = evaluation.photos, evaluation.grids
+    raw = [
+        Heat(explained(one, photos.images, photos.labels, name),
+             explained(one, grids.images, grids.targets, f"{name}, mosaics"))
+        for one in fits
+    ]
+    timed = min(len(photos.images), fits[0].batch)
+    cost = seconds_per_image(fits[0].explain, photos.images[:timed], photos.labels[:timed])
+    with torch.no_grad():
+        forward = seconds_per_image(evaluation.model, photos.images[:50])
+    results = {}
+    for reduction in fits[0].reductions:
+        heats = [Heat(*(reduced(a, reduction) for a in (one.images, one.mosaics))) for one in raw]
+        values = {
+            metric: torch.stack([evaluation.measure(metric, heat) for heat in heats])
+            for metric in tqdm(metrics, desc=f"{name}, {reduction}", unit="metric")
+        }
+        curves = heats[0].curves
+        results[f"{name} ({reduction})"] = {
+            "values": {metric: one.mean(0) for metric, one in values.items()},
+            "per_fit": {metric: one.mean(1) for metric, one in values.items()},
+            "seconds": cost,
+            "passes": cost / forward,
+            "heat": heats[0].images[:6].sum(1).cpu(),
+            "curves": curves and [x.float().mean(0).cpu() for x in (curves.morf, curves.lerf)]
+            + [curves.removed.cpu()],
+        }
+    return results
+
+
+def cells(name: str, result: Result, metrics: list[str]) -> list[str]:
+    """A row of the table."""
+    return [name, *(mean_and_error(result["values"][metric]) for metric in metrics),
+            f"{1000 * result['seconds']:.2f}", f"{result['passes']:.2f}"]
+
+
+def write(
+    results: dict[str, Result], metrics: list[str], fits: list[InfoBottleneckAttribution],
+    origin: str, evaluation: Evaluation, options: argparse.Namespace,
+) -> None:
+    """Tables and figures."""
+    out: Path = options.out
+    n, grids = len(evaluation.photos.images), len(evaluation.grids.images)
+    small = "" if evaluation.photos.boxes is None else " with a box under half of the image"
+    seconds = sum(attr.history.seconds for attr in fits) / len(fits)
+    note = (
+        f"{n} correctly classified validation images{small}, {grids} mosaics; mean ± standard "
+        "error over images. Lower is better for deletion and infidelity, higher elsewhere. Each "
+        f"of {len(fits)} fit(s): {len(fits[0].history)} steps in {seconds:.0f} s.\n\n{origin}"
+    )
+    header = ["method (reduction)", *metrics, "ms/image", "forward passes"]
+    rows = [cells(name, result, metrics) for name, result in results.items()]
+    print(write_table(out, f"Photographs, {options.model}", header, rows, note))
+    default = f"{OURS} (signed)"
+    if default in results:
+        paired(results, default, metrics, note, options)
+    fits[0].history.plot().savefig(f"{out}_history.png", dpi=110)
+    if "degradation" in metrics:
+        figure_of_curves(results).savefig(f"{out}_curves.png", dpi=110)
+        figure_of_cost(results).savefig(f"{out}_cost.png", dpi=110)
+
+
+def paired(
+    results: dict[str, Result], default: str, metrics: list[str], note: str,
+    options: argparse.Namespace,
+) -> None:
+    """Differences of the default from every other row, image by image."""
+    rows = [
+        [name, *(mean_and_error(results[default]["values"][metric] - result["values"][metric])
+                 for metric in metrics)]
+        for name, result in results.items() if name != default
+    ]
+    spread = results[default]["per_fit"]
+    if options.refits > 1:
+        rows.append(["standard deviation over fits",
+                     *(f"{spread[metric].std():.3f}" for metric in metrics)])
+    stem = options.out.with_name(f"{options.out.name}_paired")
+    title = f"{default} minus each other row, {options.model}"
+    print(write_table(stem, title, ["against", *metrics], rows, note))
+
+
+def figure_of_curves(results: dict[str, Result]) -> Figure:
+    """Mean MoRF and LeRF curves of every row."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    titles = ("most relevant tiles first", "least relevant tiles first")
+    for i, (axis, title) in enumerate(zip(axes, titles)):
+        for j, (name, result) in enumerate(results.items()):
+            style = "-" if name.startswith(OURS) else ("--", ":", "-.")[j // 10 % 3]
+            axis.plot(100 * result["curves"][2], result["curves"][i], style, lw=1.2, label=name)
+        axis.set(title=title, xlabel="8x8 tiles removed, %")
+    axes[0].set_ylabel("probability of the target")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=6, frameon=False,
+                  loc="outside right")
+    return figure
+
+
+def figure_of_cost(results: dict[str, Result]) -> Figure:
+    """Faithfulness against cost."""
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axis = figure.subplots()
+    for name, result in results.items():
+        cost, area = result["passes"], result["values"]["degradation"]
+        colour = "C3" if name.startswith(OURS) else "C0"
+        error = float(area.std()) / len(area) ** 0.5
+        axis.errorbar(cost, float(area.mean()), error, fmt="o", color=colour, ms=4)
+        axis.annotate(name, (cost, float(area.mean())), (4, 3), textcoords="offset points",
+                      fontsize=6)
+    axis.set(xscale="log", xlabel="plain forward passes per image",
+             ylabel="degradation: area(LeRF) - area(MoRF)")
+    return figure
+
+
+if __name__ == "__main__":
+    main()

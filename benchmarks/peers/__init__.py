@@ -1,0 +1,1 @@
+"""Methods that the comparison runs beside ours: from Captum, from packages, and our own."""

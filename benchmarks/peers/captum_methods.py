@@ -1,0 +1,104 @@
+"""Captum's own methods, with its defaults where there are any."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from captum.attr import (
+    LRP,
+    DeepLift,
+    FeatureAblation,
+    GradientShap,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    LayerAttribution,
+    LayerGradCam,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from torch import Tensor, fx, nn
+
+from peers.method import Method
+
+BOTH = ("signed", "absolute")
+
+
+def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
+    """Captum's methods.
+
+    Args:
+        model: the network.
+        deepest: the last layer with positions, for Grad-CAM.
+        seed: of the methods that draw noise.
+    """
+    separate = without_shared_modules(model)
+    integrated, occlusion = IntegratedGradients(model), Occlusion(model)
+    smooth, shap = NoiseTunnel(Saliency(model)), GradientShap(model)
+    ablation, grad_cam = FeatureAblation(model), LayerGradCam(model, model.get_submodule(deepest))
+    guided = GuidedGradCam(separate, separate.get_submodule(deepest))
+
+    def smoothgrad(x: Tensor, t: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return smooth.attribute(x, nt_samples=50, nt_samples_batch_size=10, stdevs=0.3, target=t)
+
+    def gradient_shap(x: Tensor, t: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return shap.attribute(x, torch.zeros_like(x[:1]), n_samples=50, stdevs=0.09, target=t)
+
+    def cam(x: Tensor, t: Tensor) -> Tensor:
+        coarse = grad_cam.attribute(x, t, relu_attributions=True)
+        fine = LayerAttribution.interpolate(coarse, x.shape[2:], "bilinear")
+        return fine.expand_as(x) / x.shape[1]
+
+    def tiles(x: Tensor, t: Tensor) -> Tensor:
+        return ablation.attribute(x, target=t, feature_mask=_tile_numbers(x))
+
+    return {
+        "Saliency": Method(lambda x, t: Saliency(model).attribute(x, t), ("absolute",)),
+        "Input x Gradient": Method(lambda x, t: InputXGradient(model).attribute(x, t), BOTH),
+        "Integrated Gradients 50": Method(
+            lambda x, t: integrated.attribute(x, target=t, n_steps=50, internal_batch_size=500),
+            BOTH),
+        "SmoothGrad 50": Method(smoothgrad, ("absolute",)),
+        "GradientSHAP 50": Method(gradient_shap, BOTH, batch=5),
+        "DeepLift": Method(lambda x, t: DeepLift(separate).attribute(x, target=t), BOTH),
+        "LRP": Method(lambda x, t: LRP(copy.deepcopy(separate)).attribute(x, target=t), BOTH),
+        "Occlusion 16/8": Method(
+            lambda x, t: occlusion.attribute(x, (3, 16, 16), (3, 8, 8), target=t,
+                                             perturbations_per_eval=4)),
+        "Feature Ablation 8x8": Method(tiles),
+        "Grad-CAM": Method(cam, ("positive",)),
+        "Guided Grad-CAM": Method(lambda x, t: guided.attribute(x, t), ("positive",)),
+    }
+
+
+def _tile_numbers(x: Tensor, tile: int = 8) -> Tensor:
+    rows, columns = (torch.arange(length, device=x.device) // tile for length in x.shape[2:])
+    return (rows[:, None] * (int(columns[-1]) + 1) + columns)[None, None]
+
+
+def without_shared_modules(model: nn.Module) -> nn.Module:
+    """A copy in which no module runs twice or in place, as DeepLift and LRP ask for.
+
+    Residual networks use one ReLU several times; the traced copy gives each use its own.
+    """
+    graph = fx.symbolic_trace(copy.deepcopy(model))
+    used: set[str] = set()
+    for node in graph.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = graph.get_submodule(node.target)
+        if hasattr(module, "inplace"):
+            module.inplace = False
+        if node.target in used:
+            name = f"{node.target}_again_{node.name}".replace(".", "_")
+            graph.add_submodule(name, copy.deepcopy(module))
+            node.target = name
+        used.add(node.target)
+    graph.recompile()
+    warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
+    return graph.eval()

@@ -1,0 +1,50 @@
+"""What every method of the comparison is: attributions of images for targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+#: How signed attributions become heat: as they are, their size, or what speaks for the target.
+Reduction = Literal["signed", "absolute", "positive"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Args:
+        explain: from images ``(n, 3, H, W)`` and targets ``(n,)`` to attributions of the images'
+            shape; also of larger images.
+        reductions: what is compared of them, each in a row of its own.
+        batch: images per call.
+    """
+
+    explain: Callable[[Tensor, Tensor], Tensor]
+    reductions: tuple[Reduction, ...] = ("signed",)
+    batch: int = 20
+
+
+def reduced(attributions: Tensor, reduction: Reduction) -> Tensor:
+    """Each channel's attributions, reduced; heat is their sum over channels."""
+    if reduction == "absolute":
+        return attributions.abs()
+    return attributions.clamp_min(0) if reduction == "positive" else attributions
+
+
+def per_channel(heat: Tensor, images: Tensor) -> Tensor:
+    """Heat ``(n, H, W)`` shared equally among the images' channels."""
+    channels = images.shape[1]
+    return (heat / channels)[:, None].expand(-1, channels, -1, -1).contiguous()
+
+
+def explained(method: Method, images: Tensor, targets: Tensor, name: str) -> Tensor:
+    """Attributions of all images, a batch at a time."""
+    pairs = list(zip(images.split(method.batch), targets.split(method.batch)))
+    parts = [method.explain(x, t).detach().float() for x, t in tqdm(pairs, name, unit="batch")]
+    return torch.cat(parts)
