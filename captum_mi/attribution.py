@@ -424,7 +424,7 @@ class _BottleneckAttribution(InternalAttribution):
         if self.downstream is None or self.design.marginal != "uniform":
             return fit.structure.target_shape
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
-        y = torch.zeros(n, *fit.structure.y_shape, device=device)
+        y = torch.zeros(n, *fit.structure.y_shape, device=device, dtype=dtype_of(self.model))
         with torch.no_grad():
             return tuple(self.downstream(y, *args).shape[1:])
 

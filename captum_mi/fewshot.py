@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from captum_mi.batches import Batch, device_of
 from captum_mi.preserve import evaluation_mode
 
-__all__ = ["Draw", "Episode", "EpisodeLoader", "EpisodeSampler", "PrototypicalNetwork"]
+__all__ = ["Draw", "Episode", "EpisodeLoader", "EpisodeSampler", "PrototypicalNetwork",
+           "prototypes_of"]
 
 
 @dataclass(frozen=True, eq=False)
