@@ -70,7 +70,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, view = load_model(options.model, options.weights)
-    model = model.to(device)
+    model = model.to(device, memory_format=torch.channels_last)
     train = load(options.data, "train", options.train, options.seed, view).to(device)
     photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(device)
     stages = stage_layers(model, (train.images[:2],), (), 2)

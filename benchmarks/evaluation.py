@@ -24,6 +24,7 @@ from captum_mi.metrics import (
 )
 
 TILE = 8
+_BATCH = 64  # larger ones are slower on a CPU
 _SMALL = 0.5  # a box covers less than this share of its image
 _SETS = (0.1, 0.3, 0.5)  # of the tiles, for sensitivity-n
 
@@ -127,7 +128,7 @@ class Evaluation:
         if heat.curves is None:
             heat.curves = degradation(
                 self.probability, self.photos.images, heat.images.sum(1), self.photos.labels,
-                TILE, tiles_per_step=self.tiles_per_step,
+                TILE, batch_size=_BATCH, tiles_per_step=self.tiles_per_step,
             )
         return heat.curves
 
@@ -137,7 +138,8 @@ class Evaluation:
         tiles = (images.shape[2] // TILE) * (images.shape[3] // TILE)
         return sensitivity_n(
             self.logit, images, heat.images.sum(1), self.photos.labels,
-            [max(1, round(share * tiles)) for share in _SETS], TILE, samples=20, seed=self.seed,
+            [max(1, round(share * tiles)) for share in _SETS], TILE, samples=20,
+            batch_size=_BATCH, seed=self.seed,
         ).mean(1)
 
     def infidelity(self, heat: Heat) -> Tensor:
@@ -168,7 +170,7 @@ def _in_boxes(metric: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evaluatio
 def _insertion(evaluation: Evaluation, heat: Heat) -> Tensor:
     photos = evaluation.photos
     return insertion(evaluation.probability, photos.images, heat.images.sum(1), photos.labels,
-                     TILE, tiles_per_step=evaluation.tiles_per_step)
+                     TILE, batch_size=_BATCH, tiles_per_step=evaluation.tiles_per_step)
 
 
 def _deletion(evaluation: Evaluation, heat: Heat) -> Tensor:

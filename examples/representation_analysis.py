@@ -8,8 +8,8 @@
 Compares training regimes of one network on the same images: general information I(x; y),
 sufficient information I(x'; y) and redundant information (their difference) of each layer, as
 maps, as a bar chart with 95 % intervals in bits, as a table, and over checkpoints as an
-information plane. Without ``--data`` the regimes are two networks on digit scenes, one trained to tell the
-digit, one to tell the quadrant that it lies in, with a checkpoint after every epoch.
+information plane. Without ``--data`` the regimes are two networks on digit scenes, one trained to
+tell the digit, one to tell the quadrant that it lies in, with a checkpoint after every epoch.
 """
 
 from __future__ import annotations
