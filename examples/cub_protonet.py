@@ -36,8 +36,6 @@ from captum_mi.visualize import panel
 
 Photographs = CUB200 | IndexedPhotographs
 
-_EPISODES = 100  # in an epoch of training
-
 
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What both this script and the benchmark on the same network take."""
@@ -64,7 +62,8 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
-    parser.add_argument("--epochs", type=int, default=40, help="of 100 episodes")
+    parser.add_argument("--epochs", type=int, default=40, help="of training, without --weights")
+    parser.add_argument("--per-epoch", type=int, default=100, help="episodes in an epoch")
     parser.add_argument("--out", type=Path, default=Path("cub_output"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,7 @@ def train_on_episodes(
 
     def episodes(epoch: int) -> Iterator[Draw]:
         return iter(EpisodeSampler(base.labels, options.ways, options.shots, options.queries,
-                                   _EPISODES, seed=options.seed + epoch))
+                                   options.per_epoch, seed=options.seed + epoch))
 
     def loss(draw: Draw) -> Tensor:
         images = images_of(base, draw.support + draw.query).to(options.device)
@@ -122,8 +121,8 @@ def train_on_episodes(
         logits = network.classify(query, Episode(prototypes))
         return F.cross_entropy(logits, ways.repeat_interleave(options.queries))
 
-    train(network, episodes, loss, options.epochs, _EPISODES, options.out / "checkpoint.pt",
-          seed=options.seed)
+    train(network, episodes, loss, options.epochs, options.per_epoch,
+          options.out / "checkpoint.pt", seed=options.seed)
 
 
 @torch.no_grad()

@@ -74,6 +74,73 @@ def photographs(tmp_path):
     return tmp_path
 
 
+def test_stl10_example(photographs):
+    printed = run(
+        "examples/stl10_resnet50.py", "--data", photographs / "photographs.npz", "--model",
+        "resnet18", "--weights", photographs / "weights.pt", "--size", 32, "--batch", 8,
+        "--steps", 1, "--images", 2, "--out", photographs / "stl10",
+    )
+    assert "default layers: layer2" in printed
+    for stem in ("layer1", "layer2"):
+        assert (photographs / "stl10" / f"{stem}.png").stat().st_size > 10_000
+        assert (photographs / "stl10" / f"{stem}.safetensors").exists()
+
+
+@pytest.fixture
+def novel_classes(photographs):
+    """The same file with 24 images of base and 24 of novel classes."""
+    path = photographs / "photographs.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, "split": (np.arange(48) >= 24).astype(np.int8) * 2})
+    return path
+
+
+FEW_SHOT = ("--encoder", "resnet18", "--size", 32, "--ways", 3, "--queries", 2, "--episodes", 2,
+            "--steps", 2)
+
+
+def test_cub_example_trains_resumes_and_explains(novel_classes):
+    out = novel_classes.parent / "cub"
+    command = ("examples/cub_protonet.py", "--data", novel_classes, *FEW_SHOT, "--epochs", 1,
+               "--per-epoch", 2, "--out", out)
+    assert "3-way 1-shot on novel classes" in run(*command)
+    assert "resuming after epoch 1 of 1" in run(*command)
+    for name in ("queries", "support", "history"):
+        assert (out / f"{name}.png").stat().st_size > 10_000
+
+
+def test_few_shot_benchmark(novel_classes):
+    torch.save(torchvision.models.resnet18(num_classes=64).state_dict(),
+               novel_classes.parent / "encoder.pt")
+    printed = run(
+        "benchmarks/few_shot.py", "--data", novel_classes, *FEW_SHOT, "--weights",
+        novel_classes.parent / "encoder.pt", "--explained", 4, "--largest-box", 1,
+        "--out", novel_classes.parent / "few_shot",
+    )
+    assert "own way" in printed
+    assert len((novel_classes.parent / "few_shot.csv").read_text().splitlines()) == 7
+
+
+def test_representation_analysis(tmp_path):
+    printed = run(
+        "examples/representation_analysis.py", "--train", 64, "--test", 16, "--epochs", 1,
+        "--steps", 1, "--out", tmp_path,
+    )
+    assert "| quadrant | layer3 |" in printed
+    for name in ("information", "plane", "maps_digit", "maps_quadrant"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_representation_analysis_of_two_networks(photographs):
+    weights = photographs / "weights.pt"
+    printed = run(
+        "examples/representation_analysis.py", "--data", photographs / "photographs.npz",
+        "--regimes", f"a=resnet18:{weights}", f"b=resnet18:{weights}", "--embeddings", "b",
+        "--size", 32, "--test", 8, "--batch", 8, "--steps", 1, "--out", photographs / "analysis",
+    )
+    assert "| b | layer1 |" in printed
+
+
 def test_compare_methods(photographs):
     """Twice: the second run reads every method's result from the first."""
     command = (

@@ -1,0 +1,79 @@
+"""Parts of the examples that whole runs do not show."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from representation_analysis import quadrant
+from stl10_resnet50 import open_data
+from torch import nn
+from torchvision.datasets import STL10
+from training import train
+
+from captum_mi.datasets import make_scenes
+
+
+def trained(tmp_path, name, epochs, stop_after=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    data = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+
+    def batches(epoch):
+        if epoch == stop_after:
+            raise KeyboardInterrupt
+        return data[torch.randperm(32, generator=torch.Generator().manual_seed(epoch))].split(8)
+
+    try:
+        train(model, batches, lambda x: model(x).square().mean(), epochs, 4,
+              tmp_path / f"{name}.pt")
+    except KeyboardInterrupt:
+        return trained(tmp_path, name, epochs)
+    assert not model.training
+    return model.state_dict()
+
+
+def test_training_goes_on_where_it_stopped(tmp_path, capsys):
+    whole = trained(tmp_path, "whole", 4)
+    stopped = trained(tmp_path, "stopped", 4, stop_after=2)
+    assert "resuming after epoch 2 of 4" in capsys.readouterr().out
+    for name, value in whole.items():
+        assert torch.equal(stopped[name], value)
+
+
+def test_training_refuses_the_checkpoint_of_another_run(tmp_path):
+    trained(tmp_path, "run", 2)
+    with pytest.raises(ValueError, match="belongs to a run of 2 epochs; this one has 3"):
+        trained(tmp_path, "run", 3)
+
+
+def test_stl10_in_its_own_format(tmp_path, monkeypatch):
+    folder = tmp_path / STL10.base_folder
+    folder.mkdir()
+    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
+    for part, n in (("train", 3), ("test", 2)):
+        np.zeros((n, 3, 96, 96), np.uint8).tofile(folder / f"{part}_X.bin")
+        np.arange(1, n + 1).astype(np.uint8).tofile(folder / f"{part}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)))
+    options = argparse.Namespace(data=Path(tmp_path), download=False, size=64,
+                                 mean=(0, 0, 0), std=(1, 1, 1))
+    training, validation = open_data(options)
+    assert (len(training), len(validation)) == (3, 2)
+    image, label = training[2]
+    assert image.shape == (3, 64, 64)
+    assert label == 2
+
+
+def test_quadrants_are_uniform_and_say_where_the_digit_is():
+    scenes = make_scenes(400)
+    found = quadrant(scenes)[:, 0]
+    assert (torch.bincount(found, minlength=4) > 60).all()
+    for mask, q in zip(scenes.masks[:, 0], found.tolist()):
+        for second, heat in ((q >= 2, mask.sum(1)), (q % 2 == 1, mask.sum(0))):
+            if not heat[24:].any():
+                assert not second
+            if not heat[:24].any():
+                assert second
