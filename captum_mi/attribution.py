@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from captum_mi import checkpoint
 from captum_mi.batches import Batch, batches, check_inputs, device_of, dtype_of, move
 from captum_mi.bottleneck import logit_of
-from captum_mi.fitting import Settings, fill_bank, survey, train
+from captum_mi.fitting import Settings, fill_bank, noise_sites, survey, train
 from captum_mi.grid import finest
 from captum_mi.heatmap import Unit, combine, find_map_input, per_unit, to_input, zeros_for
 from captum_mi.history import History
@@ -45,6 +45,7 @@ from captum_mi.reading import (
     estimates,
 )
 from captum_mi.readout import Readout, target_index
+from captum_mi.refinement import shared_noise
 from captum_mi.structure import Design, Structure, check_choice, default_layers, probe
 from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 
@@ -436,6 +437,41 @@ class _BottleneckAttribution(InternalAttribution):
                 "meant to serve another copy",
                 stacklevel=4,
             )
+
+    def predict_noised(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object = None,
+        alpha_inputs: Tensor | tuple[Tensor, ...] | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """What the model predicts from x': the second pass, with one seeded draw of noise.
+
+        Args:
+            inputs: as for ``attribute``.
+            additional_forward_args: further arguments of the model.
+            alpha_inputs: inputs whose alpha is taken instead, of the same shape: for testing
+                what the mask alone gives away (:func:`captum_mi.metrics.mask_leak`).
+            seed: of the noise, which is the same for every example.
+
+        Returns:
+            The model's output, or that of the downstream function, ``(N, ...)``.
+        """
+        fit = self._fitted()
+        formatted, _ = self._prepare(inputs, None, additional_forward_args)
+        masked = formatted
+        if alpha_inputs is not None:
+            masked, _ = self._prepare(alpha_inputs, None, additional_forward_args)
+        self._warn_if_changed(fit)
+        args = move(
+            _format_additional_forward_args(additional_forward_args) or (), formatted[0].device
+        )
+        passes, networks = self._passes(self.model, fit.structure), fit.networks
+        with torch.no_grad(), isolated_randomness(), evaluation_mode(self.model):
+            z = networks.to(formatted[0].device).standardise(passes.first(masked, args).layers)
+            noise = shared_noise({site: z[site] for site in networks.sites}, seed)
+            noised = noise_sites(networks, networks.alpha_logits(z), noise)
+            return passes.second(formatted, args, noised).prediction
 
     # ------------------------------------------------------------------ dataset figures
 

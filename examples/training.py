@@ -61,7 +61,7 @@ def train(
             value.backward()
             optimizer.step()
             schedule.step()
-            bar.set_postfix(loss=f"{float(value):.3f}")
+            bar.set_postfix(loss=f"{value.item():.3f}")
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         torch.save(
             {"model": model.state_dict(), "optimizer": optimizer.state_dict(),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.metrics import cascading_randomization, structural_similarity
+from captum_mi.metrics import cascading_randomization, mask_leak, structural_similarity
 
 
 def test_similarity_is_one_for_the_same_map_whatever_its_scale():
@@ -54,3 +54,46 @@ def test_parameters_that_nothing_initialises_are_an_error():
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(Scaled()))
     with pytest.raises(ValueError, match="'1.0' .Scaled. has parameters and no reset_parameters"):
         cascading_randomization(model, lambda copy: torch.rand(1, 16, 16))
+
+
+def classes_by_brightness(n=30):
+    """Images of three classes: their number is their mean."""
+    labels = torch.arange(n) % 3
+    noise = 0.1 * torch.randn(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return labels[:, None, None, None] + noise, labels
+
+
+def read(images):
+    return -(images.mean((1, 2, 3))[:, None] - torch.arange(3)).square() * 20
+
+
+def test_a_mask_that_carries_the_class_leaks_and_one_that_does_not_does_not():
+    images, labels = classes_by_brightness()
+    told = mask_leak(lambda masks, features: read(masks), images, labels, batch_size=7)
+    assert told.nats.min() > 5
+    assert told.found.mean() == 1
+    assert told.chance.mean() == 0
+    honest = mask_leak(lambda masks, features: read(features), images, labels)
+    torch.testing.assert_close(honest.nats, torch.zeros(30))
+    assert honest.found.sum() == honest.chance.sum() == 0
+
+
+def test_a_leak_needs_three_classes():
+    images, labels = classes_by_brightness()
+    with pytest.raises(ValueError, match="images of at least three classes"):
+        mask_leak(lambda masks, features: read(masks), images, labels % 2)
+
+
+def test_predicting_from_x_prime(net, images, quick_fit):
+    """Untouched features give the model's output, noised ones another; alpha may be another's."""
+    clean = quick_fit(InfoBottleneckAttribution(net, "stage2", alpha=0.0), [images])
+    torch.testing.assert_close(clean.predict_noised(images), net(images), atol=1e-5, rtol=1e-4)
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images], steps=60)
+    own = attr.predict_noised(images)
+    assert torch.equal(own, attr.predict_noised(images))
+    assert (own - net(images)).abs().max() > 1e-4
+    torch.testing.assert_close(own[:3], attr.predict_noised(images[:3]))
+    assert not torch.equal(own, attr.predict_noised(images, alpha_inputs=images.flip(0)))
+    leak = mask_leak(lambda m, f: attr.predict_noised(f, alpha_inputs=m), images,
+                     torch.arange(32) % 5)
+    assert leak.nats.shape == (32,)

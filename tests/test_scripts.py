@@ -141,6 +141,25 @@ def test_representation_analysis_of_two_networks(photographs):
     assert "| b | layer1 |" in printed
 
 
+def test_representation_benchmark(tmp_path):
+    printed = run(
+        "benchmarks/representation.py", "--train", 64, "--test", 16, "--epochs", 1, "--steps", 1,
+        "--out", tmp_path / "representation",
+    )
+    assert "| entropy of the factor | 3.3" in printed
+    for name in ("maps", "layers", "factors"):
+        assert (tmp_path / f"representation_{name}.csv").exists()
+
+
+def test_sanity_benchmark(tmp_path):
+    printed = run(
+        "benchmarks/sanity.py", "--train", 64, "--epochs", 1, "--steps", 1, "--n", 3, "--leak",
+        12, "--refit", "--out", tmp_path / "sanity",
+    )
+    assert "captum_mi, fitted anew" in printed
+    assert len((tmp_path / "sanity.csv").read_text().splitlines()) == 6
+
+
 def test_compare_methods(photographs):
     """Twice: the second run reads every method's result from the first."""
     command = (

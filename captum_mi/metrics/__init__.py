@@ -1,5 +1,6 @@
 """Figures of merit of attribution maps. They take maps and a callable, never a method."""
 
+from captum_mi.metrics.leak import Leak, mask_leak
 from captum_mi.metrics.localization import (
     effective_heat_ratio,
     grid_pointing,
@@ -13,6 +14,7 @@ from captum_mi.metrics.sensitivity import sensitivity_n
 __all__ = [
     "Cascade",
     "Curves",
+    "Leak",
     "cascading_randomization",
     "degradation",
     "deletion",
@@ -20,6 +22,7 @@ __all__ = [
     "grid_pointing",
     "insertion",
     "inside_box",
+    "mask_leak",
     "pointing",
     "sensitivity_n",
     "structural_similarity",
