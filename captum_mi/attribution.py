@@ -468,7 +468,7 @@ class _BottleneckAttribution(InternalAttribution):
         )
         passes, networks = self._passes(self.model, fit.structure), fit.networks
         with torch.no_grad(), isolated_randomness(), evaluation_mode(self.model):
-            z = networks.to(formatted[0].device).standardise(passes.first(masked, args).layers)
+            z = networks.to(formatted[0].device).standardise(passes.features(masked, args))
             noise = shared_noise({site: z[site] for site in networks.sites}, seed)
             noised = noise_sites(networks, networks.alpha_logits(z), noise)
             return passes.second(formatted, args, noised).prediction

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ __all__ = [
     "LayerOutput",
     "OnRepeat",
     "capture",
+    "capture_only",
     "layer_names",
     "observe",
     "replace_output",
@@ -109,6 +110,54 @@ def capture(
         TypeError: if a layer returns something other than a tensor or a tuple of tensors.
     """
     outputs: dict[str, LayerOutput] = {}
+    with observe(model, names, _keeper(outputs, names, on_repeat)):
+        yield outputs
+    _check_all_ran(outputs, names)
+
+
+class _AllCaptured(Exception):
+    """Ends a forward pass whose remainder nobody reads."""
+
+
+def capture_only(
+    model: nn.Module,
+    names: Sequence[str],
+    run: Callable[[], object],
+    on_repeat: OnRepeat = "error",
+) -> dict[str, LayerOutput]:
+    """Outputs of the named layers from a forward pass that ends after the last of them.
+
+    With ``on_repeat="last"`` the pass runs to its end: a layer might run again.
+
+    Args:
+        model: the model.
+        names: dotted names.
+        run: runs the forward pass.
+        on_repeat: as for :func:`capture`.
+
+    Returns:
+        Name -> clone of the layer's output.
+
+    Raises:
+        RuntimeError, TypeError: as :func:`capture`.
+    """
+    outputs: dict[str, LayerOutput] = {}
+    keep = _keeper(outputs, names, on_repeat)
+
+    def keep_and_stop(name: str, output: Any) -> None:
+        keep(name, output)
+        if on_repeat != "last" and len(outputs) == len(set(names)):
+            raise _AllCaptured
+
+    with observe(model, names, keep_and_stop), suppress(_AllCaptured):
+        run()
+    _check_all_ran(outputs, names)
+    return outputs
+
+
+def _keeper(
+    outputs: dict[str, LayerOutput], names: Sequence[str], on_repeat: OnRepeat
+) -> Callable[[str, Any], None]:
     counters = {name: _CallCounter(name, on_repeat) for name in names}
 
     def keep(name: str, output: Any) -> None:
@@ -116,8 +165,10 @@ def capture(
         if counters[name].next_counts():
             outputs[name] = _clone(output)
 
-    with observe(model, names, keep):
-        yield outputs
+    return keep
+
+
+def _check_all_ran(outputs: dict[str, LayerOutput], names: Sequence[str]) -> None:
     missing = [name for name in names if name not in outputs]
     if missing:
         raise RuntimeError(

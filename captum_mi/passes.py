@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi.hooks import LayerOutput, OnRepeat, capture, observe, replace_output
+from captum_mi.hooks import LayerOutput, OnRepeat, capture, capture_only, observe, replace_output
 
 __all__ = ["Pass", "Passes", "Site", "find_sites", "stage_layers"]
 
@@ -117,6 +117,14 @@ class Passes:
             output = self.model(*inputs, *args)
         return self._result(captured, output, len(inputs[0]), args)
 
+    def features(
+        self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]
+    ) -> dict[str, LayerOutput]:
+        """Captured layers of the first pass, which ends after the deepest of them."""
+        return capture_only(
+            self.model, self.layers, lambda: self.model(*inputs, *args), self.on_repeat
+        )
+
     def second(
         self,
         inputs: tuple[Tensor, ...],
@@ -196,7 +204,9 @@ def stage_layers(
     """The last block of every stage: of each grid of positions, the outermost last layer.
 
     At most the four deepest stages whose features have ``position_axes`` position axes and more
-    than one position. Layers that run more than once are passed over.
+    than one position. Layers that run more than once are passed over, and so are features whose
+    last axis is their channels: where the inputs have positions, a stage's grid must be theirs,
+    divided by the same stride along each axis.
 
     Args:
         model: the model, in eval mode.
@@ -217,12 +227,21 @@ def stage_layers(
     names = [name for name, _ in model.named_modules() if name]
     with torch.no_grad(), observe(model, names, note):
         model(*inputs, *args)
+    sizes = [tuple(x.shape[2:]) for x in inputs if x.dim() == position_axes + 2]
     last: dict[tuple[int, ...], str] = {}
     for name, grid in grids.items():
+        if sizes and not any(_downsampled(grid, size) for size in sizes):
+            continue
         if runs[name] == 1 and _depth(name) <= _depth(last.get(grid, name)):
             last.pop(grid, None)
             last[grid] = name
     return list(last.values())[-_MAX_STAGES:]
+
+
+def _downsampled(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """Whether a grid is that of a size at a common stride, up to two positions of rounding."""
+    shares = [positions / length for positions, length in zip(grid, size)]
+    return max(shares) <= 1 and max(shares) - min(shares) <= 2 / min(size)
 
 
 def _depth(name: str) -> int:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from captum_mi.bottleneck import inject_noise
+from captum_mi.hooks import LayerOutput
 from captum_mi.networks import Networks
-from captum_mi.passes import Passes, Site
+from captum_mi.passes import Pass, Passes, Site
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 from captum_mi.readout import Readout
 from captum_mi.refinement import refine
@@ -63,11 +64,21 @@ class Reader:
         self.passes, self.networks, self.readout = passes, networks, readout
         self.inputs, self.args, self.estimator = inputs, args, estimator
         self.beta2, self.refine_steps = beta2, refine_steps
-        self.first = passes.first(inputs, args)
-        self.z = networks.standardise(self.first.layers)
+        self.z = networks.standardise(self._layers())
         for site, features in self.z.items():
             if not bool(torch.isfinite(features).all()):
                 raise ValueError(f"layer {site.name!r} returned NaN or Inf for these inputs")
+
+    def _layers(self) -> dict[str, LayerOutput]:
+        """Layers of the first pass, which runs to its end only if its output is read."""
+        if self.estimator == "infomax" or self.refine_steps:
+            return self.first.layers
+        return self.passes.features(self.inputs, self.args)
+
+    @cached_property
+    def first(self) -> Pass:
+        """The first pass with its output."""
+        return self.passes.first(self.inputs, self.args)
 
     @cached_property
     def logits(self) -> dict[Site, Tensor]:

@@ -94,14 +94,16 @@ def test_after_an_exception_in_fit(net, images, quick_fit, fail_at):
     assert_same(before, state_of(model))
 
 
-@pytest.mark.parametrize("refine_steps", [0, 2])
-def test_after_an_exception_in_attribute(net, images, quick_fit, refine_steps):
+@pytest.mark.parametrize(("options", "passes"), [
+    ({"estimator": "infomax"}, 0), ({"refine_steps": 2}, 2),
+])
+def test_after_an_exception_in_attribute(net, images, quick_fit, options, passes):
     model = model_with(net)
     attr = quick_fit(InfoBottleneckAttribution(model, "0.stage2"), [images])
-    model[1].fail_at = 1 + refine_steps
+    model[1].fail_at = 1 + passes
     before = state_of(model)
     with pytest.raises(RuntimeError, match="the model failed"):
-        attr.attribute(images, target=0, refine_steps=refine_steps)
+        attr.attribute(images, target=0, **options)
     assert_same(before, state_of(model))
 
 
@@ -124,3 +126,20 @@ def test_finetuning_trains_a_copy(net, images, quick_fit):
     assert attr.model is not net
     assert not torch.equal(attr.model.stage2[0].weight, net.stage2[0].weight)
     assert attr.attribute(images, target=0).shape == images.shape
+
+
+def test_attribution_runs_the_model_no_further_than_the_deepest_layer_that_is_read(
+    net, images, quick_fit
+):
+    """The classifier on top does not run, unless its output is asked for."""
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage1"), [images])
+    calls = []
+    handle = net.fc.register_forward_hook(lambda *_: calls.append(1))
+    attr.attribute(images, target=1)
+    attr.evidence(images)
+    assert not calls
+    attr.attribute(images, estimator="infomax")
+    attr.attribute(images, target=1, refine_steps=1)
+    assert calls
+    handle.remove()
+    assert not any(module._forward_hooks for module in net.modules())
