@@ -61,7 +61,7 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
         "Saliency": Method(lambda x, t: Saliency(model).attribute(x, t), ("absolute",)),
         "Input x Gradient": Method(lambda x, t: InputXGradient(model).attribute(x, t), BOTH),
         "Integrated Gradients 50": Method(
-            lambda x, t: integrated.attribute(x, target=t, n_steps=50, internal_batch_size=500),
+            lambda x, t: integrated.attribute(x, target=t, n_steps=50, internal_batch_size=100),
             BOTH),
         "SmoothGrad 50": Method(smoothgrad, ("absolute",)),
         "GradientSHAP 50": Method(gradient_shap, BOTH, batch=5),

@@ -14,6 +14,9 @@ from tqdm import tqdm
 Reduction = Literal["signed", "absolute", "positive"]
 
 
+_AREA = 128 * 128  # larger images come in smaller batches
+
+
 @dataclass(frozen=True)
 class Method:
     """One method.
@@ -44,7 +47,8 @@ def per_channel(heat: Tensor, images: Tensor) -> Tensor:
 
 
 def explained(method: Method, images: Tensor, targets: Tensor, name: str) -> Tensor:
-    """Attributions of all images, a batch at a time."""
-    pairs = list(zip(images.split(method.batch), targets.split(method.batch)))
+    """Attributions of all images, a batch at a time; mosaics, four times as large, in fewer."""
+    size = max(1, method.batch * _AREA // max(_AREA, images.shape[2] * images.shape[3]))
+    pairs = list(zip(images.split(size), targets.split(size)))
     parts = [method.explain(x, t).detach().float() for x, t in tqdm(pairs, name, unit="batch")]
     return torch.cat(parts)

@@ -1,0 +1,240 @@
+"""Time and memory of attribution, of fitting and of other methods, as ratios to a forward pass.
+
+    python benchmarks/speed.py --models resnet18 resnet50 --batches 1 32 --sizes 96 \
+        --out benchmarks/results/speed
+
+Networks have random weights: time does not depend on them. Every call is timed after a warm-up, on
+CUDA synchronised; medians and quartiles of ``--repeats`` calls. Writes ``OUT_attribution``,
+``OUT_fit`` and ``OUT_memory``, ``.csv`` and ``.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from captum.attr import (
+    IntegratedGradients,
+    LayerGradCam,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from report import provenance, write_table
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_mi import InfoBottleneckAttribution
+
+Call = Callable[[], object]
+
+_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+",
+                        default=["resnet18", "resnet50", "mobilenet_v3_large", "convnext_tiny"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32, 128])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 224])
+    parser.add_argument("--classes", type=int, nargs="+", default=[50, 1000])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--peers", action="store_true", help="also IG, SmoothGrad, Occlusion")
+    parser.add_argument("--calls", type=int, default=0, help="repeated calls for flat memory")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    origin = provenance(repeats=options.repeats)
+    attribution(options, origin)
+    fitting(options, origin)
+    if options.calls:
+        memory(options, origin)
+
+
+def attribution(options: argparse.Namespace, origin: str) -> None:
+    """Attribution, evidence of all classes and peers, for each network, size and batch."""
+    rows = []
+    for name in options.models:
+        for size in options.sizes:
+            for classes in options.classes:
+                model = network(name, classes)
+                attr = fitted(model, size)
+                for batch in options.batches:
+                    images = pictures(batch, size)
+                    rows += timed_rows([name, size, classes, batch], model, attr, images, options)
+                    print(*rows[-1], sep="  ", flush=True)
+    header = ["model", "pixels", "classes", "batch", "call", "median, forward passes",
+              "quartiles", "ms/image", "peak MiB"]
+    note = f"Ratios to a plain forward pass of the same batch.\n\n{origin}"
+    stem = options.out.with_name(options.out.name + "_attribution")
+    print(write_table(stem, "Cost of attribution", header, rows, note))
+
+
+def timed_rows(
+    case: list[object], model: nn.Module, attr: InfoBottleneckAttribution, images: Tensor,
+    options: argparse.Namespace,
+) -> list[list[str]]:
+    """One row for each call, forward first."""
+    n = len(images)
+    target = torch.zeros(n, dtype=torch.long, device=_DEVICE)
+    calls = {
+        "forward": lambda: model(images),
+        "captum_mi, a class": lambda: attr.attribute(images, target),
+        "captum_mi, no target": lambda: attr.attribute(images),
+        "captum_mi, all classes": lambda: attr.evidence(images),
+    }
+    if options.peers:
+        calls |= peers(model, images, target)
+    spans, peaks = {}, {}
+    for name, call in tqdm(calls.items(), desc=" ".join(map(str, case))):
+        with torch.set_grad_enabled(not name.startswith(("forward", "captum_mi"))):
+            spans[name], peaks[name] = seconds(call, options.repeats)
+    base = median(spans["forward"])
+    rows = []
+    for name, times in spans.items():
+        quarter = len(times) // 4
+        low, high = times[quarter] / base, times[-1 - quarter] / base
+        rows.append([*map(str, case), name, f"{median(times) / base:.2f}",
+                     f"{low:.2f} - {high:.2f}", f"{1000 * median(times) / n:.2f}", peaks[name]])
+    return rows
+
+
+def peers(model: nn.Module, images: Tensor, target: Tensor) -> dict[str, Call]:
+    """Captum's methods at the settings of the comparison."""
+    integrated, smooth = IntegratedGradients(model), NoiseTunnel(Saliency(model))
+    occlusion = Occlusion(model)
+    deepest = fitted_layers(model)[-1]
+    cam = LayerGradCam(model, model.get_submodule(deepest))
+    return {
+        "Grad-CAM": lambda: cam.attribute(images, target),
+        "Integrated Gradients 50": lambda: integrated.attribute(
+            images, target=target, n_steps=50, internal_batch_size=500),
+        "SmoothGrad 50": lambda: smooth.attribute(
+            images, nt_samples=50, nt_samples_batch_size=10, stdevs=0.3, target=target),
+        "Occlusion 16/8": lambda: occlusion.attribute(
+            images, (3, 16, 16), (3, 8, 8), target=target, perturbations_per_eval=4),
+    }
+
+
+def fitting(options: argparse.Namespace, origin: str) -> None:
+    """A step of the fit as a ratio to two forward passes and one backward pass."""
+    rows = []
+    for name in options.models:
+        for size in options.sizes:
+            model, images = network(name, 50), pictures(64, size)
+            step = fit_step_seconds(model, images)
+            forward, _ = seconds(lambda m=model, x=images: no_grad(m, x), options.repeats)
+            both, _ = seconds(lambda m=model, x=images: forward_backward(m, x), options.repeats)
+            arithmetic = median(forward) + median(both)
+            rows.append([name, str(size), f"{1000 * step:.0f}", f"{1000 * arithmetic:.0f}",
+                         f"{step / arithmetic:.2f}"])
+            print(*rows[-1], sep="  ", flush=True)
+    header = ["model", "pixels", "ms/step of 64", "2 forward + 1 backward, ms", "ratio"]
+    note = ("A step of the fit at the default layers, 64 images, without its three walks over the "
+            f"data.\n\n{origin}")
+    stem = options.out.with_name(options.out.name + "_fit")
+    print(write_table(stem, "Cost of fitting", header, rows, note))
+
+
+def fit_step_seconds(model: nn.Module, images: Tensor, few: int = 2, many: int = 8) -> float:
+    """Difference of a long and a short fit, per step."""
+    spans = []
+    for steps in (few, few, many):  # the first warms up
+        attr = InfoBottleneckAttribution(model)
+        history = attr.fit([images], steps, progress=False, bank_size=256)
+        spans.append(history.seconds)
+    return (spans[2] - spans[1]) / (many - few)
+
+
+def no_grad(model: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        model(images)
+
+
+def forward_backward(model: nn.Module, images: Tensor) -> None:
+    """A pass with gradients down to the input, none of the parameters'."""
+    x = images.detach().requires_grad_()
+    torch.autograd.grad(model(x).square().sum(), x)
+
+
+def memory(options: argparse.Namespace, origin: str) -> None:
+    """Memory of the process over many calls."""
+    model = network(options.models[0], 50)
+    attr, images = fitted(model, 64), pictures(2, 64)
+    rows = []
+    for call in tqdm(range(options.calls + 1), desc="repeated calls"):
+        attr.attribute(images, 0)
+        if call % max(1, options.calls // 5) == 0:
+            gc.collect()
+            rows.append([str(call), f"{megabytes():.0f}"])
+    note = f"Repeated attribution of 2 images by {options.models[0]}.\n\n{origin}"
+    stem = options.out.with_name(options.out.name + "_memory")
+    print(write_table(stem, "Memory over repeated calls", ["calls", "MiB"], rows, note))
+
+
+def megabytes() -> float:
+    """Memory in use: allocated on CUDA, or the largest that the process has resided in."""
+    if _DEVICE.type == "cuda":
+        return torch.cuda.memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def network(name: str, classes: int) -> nn.Module:
+    """Random weights, in the memory format that convolutions are fastest in."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, num_classes=classes).eval().requires_grad_(False)
+    return model.to(_DEVICE, memory_format=torch.channels_last)
+
+
+def pictures(n: int, size: int) -> Tensor:
+    """Random images."""
+    return torch.randn(n, 3, size, size, device=_DEVICE).contiguous(
+        memory_format=torch.channels_last)
+
+
+def fitted(model: nn.Module, size: int) -> InfoBottleneckAttribution:
+    """A fit of one step: its maps mean nothing and cost the same."""
+    attr = InfoBottleneckAttribution(model)
+    attr.fit([pictures(8, size)], 1, progress=False, bank_size=256)
+    return attr
+
+
+def fitted_layers(model: nn.Module) -> list[str]:
+    """Layers that the default reads, the deepest last."""
+    attr = fitted(model, 96)
+    return [site.layer for site in attr.networks.sites + attr.networks.head_sites]
+
+
+def seconds(call: Call, repeats: int) -> tuple[list[float], str]:
+    """Sorted times after a warm-up, and the peak of memory on CUDA."""
+    call()
+    if _DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        if _DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    peak = ""
+    if _DEVICE.type == "cuda":
+        peak = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
+    return sorted(times), peak
+
+
+def median(times: list[float]) -> float:
+    return times[len(times) // 2]
+
+
+if __name__ == "__main__":
+    main()
