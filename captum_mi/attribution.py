@@ -23,7 +23,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from captum_mi import checkpoint
+from captum_mi import checkpoint, ranks
 from captum_mi.batches import Batch, batches, check_inputs, device_of, dtype_of, move
 from captum_mi.bottleneck import logit_of
 from captum_mi.fitting import Settings, fill_bank, noise_sites, survey, train
@@ -243,6 +243,11 @@ class _BottleneckAttribution(InternalAttribution):
         model frozen, with one-cycle AdamW. Walks the loader once for moments and marginals,
         then for ``steps`` batches, then once more to fill the reference bank.
 
+        Under ``torchrun``, with an initialised process group and the model on each process's
+        device, every process calls this with a loader over its own share of the data (such as
+        with a ``DistributedSampler``): the fit is that of one process with all shares of a batch
+        as its batch, and every process ends up with it.
+
         Args:
             loader: any iterable that can be walked again. A bare tensor is the inputs, a pair
                 is (inputs, labels), a longer tuple is several inputs. Batches are moved to the
@@ -316,7 +321,7 @@ class _BottleneckAttribution(InternalAttribution):
                 base.requires_grad_(True)
                 teacher = self._passes(original, structure)
             history, beta2 = train(passes, networks, walk, found, settings, teacher)
-            fill_bank(passes, networks, walk, found.examples, settings)
+            fill_bank(passes, networks, walk, found, settings)
         networks.requires_grad_(False)
         self._fit = _Fit(structure, networks, beta2, history, WeightWatch(model), base)
         return history
@@ -491,7 +496,7 @@ class _BottleneckAttribution(InternalAttribution):
         Unlike ``attribute``, which reads x' at its mean, this averages over seeded noise.
 
         Args:
-            loader: as for ``fit``.
+            loader: as for ``fit``; under ``torchrun``, over this process's share.
             additional_forward_args: further arguments of the model.
             prepare_batch: as for ``fit``.
             estimator: ``"variational"`` or ``"infomax"``.
@@ -521,7 +526,8 @@ class _BottleneckAttribution(InternalAttribution):
                     batch.additional_forward_args, estimator, fit.beta2,
                 )
                 rows.append(reader.dataset_rows().cpu() * factor)
-        return estimates([site.name for site in fit.structure.sites], torch.cat(rows))
+        every = ranks.gather_rows(torch.cat(rows).to(device_of(self.model))).cpu()
+        return estimates([site.name for site in fit.structure.sites], every)
 
     # ------------------------------------------------------------------ persistence
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from captum_mi import ranks
 from captum_mi.batches import Batch, check_inputs, device_of, dtype_of, example_bits
 from captum_mi.bottleneck import inject_noise
 from captum_mi.bounds import info_nce
@@ -79,20 +80,23 @@ class Survey:
     """What the first walk over the data found.
 
     Attributes:
-        examples: number of examples.
+        examples: number of examples, over all processes.
+        first: how many of them the processes before this one have.
         holds_out: whether enough examples are there to hold some out from the heads.
         task_output: what the model's prediction is, with its marginal.
         uninformed: distortion, in nats, of predicting the marginal for every example.
     """
 
     examples: int
+    first: int
     holds_out: bool
     task_output: Output
     uninformed: float
 
 
 def _bar(iterable: Any, settings: Settings, **options: Any) -> Any:
-    return tqdm(iterable, disable=not settings.progress, dynamic_ncols=True, **options)
+    shown = settings.progress and ranks.is_first()
+    return tqdm(iterable, disable=not shown, dynamic_ncols=True, **options)
 
 
 def _held_out(batch: Batch) -> Tensor:
@@ -125,7 +129,10 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
     if networks.design.noise == "matched":
         for site, stream in streams.items():
             networks.moments_of(site).set(*stream.result())
-    y = torch.cat(ys)
+    device = device_of(passes.model)
+    own = len(torch.cat(ys))
+    y = _of_all(ys, device)
+    held_out = int(ranks.total(torch.tensor(held_out, device=device)))
     networks.output.cpu().fit_marginal(y)
     coordinates = networks.output.critic_input(y)
     networks.global_moments.set(coordinates.mean(0), coordinates.std(0, correction=0))
@@ -139,16 +146,22 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
             )
         shape = predictions[0].shape[1:]
         task_output = make_output(resolve_kind(None, shape, True), shape).to(dtype)
-        task_output.fit_marginal(torch.cat(predictions))
-    uninformed = float(task_output.uninformed(torch.cat(predictions)))
-    device = device_of(passes.model)
+        task_output.fit_marginal(_of_all(predictions, device))
+    uninformed = float(task_output.uninformed(_of_all(predictions, device)))
     networks.to(device)
     return Survey(
         examples=len(y),
+        first=ranks.first_row(own, device),
         holds_out=0 < held_out < len(y) // 2,
         task_output=task_output.to(device),
         uninformed=uninformed,
     )
+
+
+def _of_all(parts: list[Tensor], device: torch.device) -> Tensor:
+    """Rows that batches left on the CPU, of all processes."""
+    rows = torch.cat(parts)
+    return ranks.gather_rows(rows.to(device)).cpu() if ranks.world() > 1 else rows
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:
@@ -238,25 +251,22 @@ class _Trainer:
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
         noised = {
-            site: inject_noise(z[site], logits[site], torch.randn_like(z[site]))
+            site: inject_noise(z[site], logits[site], ranks.randn_rows(z[site]))
             for site in networks.sites
         }
         task = self._task_loss(batch, first, logits)
         bound, likelihood, held, marginal = self._heads(z, noised, first.y, _held_out(batch))
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
-        beta2 = self.beta2.start(float((bound + size).detach()))
-        objective = (task + beta2 * (bound + size)) / (1 + beta2)
-        if self.base:
-            objective = objective - self.settings.beta1 * nce
         alpha = torch.stack([torch.sigmoid(logit).mean() for logit in logits.values()]).mean()
-        terms = {
-            "distortion": task, "information": bound, "capacity": size, "info_nce": nce,
-            "head": held, "marginal": marginal, "alpha": alpha,
-        }
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist()))
-        values["beta2"] = beta2
+        weight = ranks.weight_of(len(first.y), first.y.device)
+        values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha)
+        values |= _values(1.0, info_nce=nce, head=held, marginal=marginal)
         self._check(values)
+        beta2 = values["beta2"] = self.beta2.start(values["information"] + values["capacity"])
+        objective = weight * (task + beta2 * (bound + size)) / (1 + beta2)
+        if self.base:  # every process has the whole InfoNCE, but the gradient of its own rows
+            objective = objective - ranks.world() * self.settings.beta1 * nce
         self._update(objective, likelihood, self.settings.beta1 * nce_loss)
         self.beta2.update(values["distortion"])
         if not self.critics:
@@ -291,6 +301,7 @@ class _Trainer:
         target = output.encode(y.detach())
         bounds, losses, held = [], [], []
         trained = ~held_out if self.found.holds_out else torch.ones_like(held_out)
+        count = ranks.total(trained.sum()).clamp_min(1) / ranks.world()
         for i, site in enumerate(self.networks.sites):
             # Likelihood reaches the head alone: _update differentiates it for nothing else.
             of_noised = self.networks.head(i, noised[site])
@@ -298,11 +309,11 @@ class _Trainer:
             nll = output.negative_log_likelihood(of_noised, target[:, None]).mean(1)
             nll_clean = output.negative_log_likelihood(of_clean, target[:, None]).mean(1)
             bounds.append(output.kl(of_noised).mean())
-            losses.append((0.5 * (nll + nll_clean) * trained).sum() / trained.sum().clamp_min(1))
+            losses.append((0.5 * (nll + nll_clean) * trained).sum() / count)
             held.append(_masked_mean(nll, held_out))
         for i, site in enumerate(self.networks.head_sites, len(self.networks.sites)):
             nll = output.negative_log_likelihood(self.networks.head(i, z[site]), target[:, None])
-            losses.append((nll.mean(1) * trained).sum() / trained.sum().clamp_min(1))
+            losses.append((nll.mean(1) * trained).sum() / count)
         marginal = _masked_mean(output.marginal_negative_log_likelihood(target), held_out)
         mean = [torch.stack(values).mean() for values in (bounds, losses, held)]
         return mean[0], mean[1], mean[2], marginal
@@ -312,12 +323,14 @@ class _Trainer:
     ) -> tuple[Tensor, Tensor]:
         """InfoNCE of clean locals, and the critics' own loss on clean and noised ones."""
         zero = y.new_zeros((), dtype=self.networks.global_moments.mean.dtype)
-        if not self.critics or len(y) < 2:
+        if not self.critics or len(y := ranks.gather_rows(y)) < 2:
             return zero, zero
         global_ = self.networks.global_input(y)
         bounds, losses = [], []
         for i, site in enumerate(self.networks.sites):
-            chosen = _random_positions(z[site], self.settings.locals_per_example)
+            n, p = len(z[site]), math.prod(z[site].shape[2:])
+            order = ranks.rand_rows(n, p, z[site].device).argsort(1)
+            chosen = order[:, : self.settings.locals_per_example]
             scores = [
                 self._scores(i, features, chosen, global_)
                 for features in (z[site], noised[site].detach())
@@ -331,6 +344,7 @@ class _Trainer:
     def _scores(self, i: int, features: Tensor, chosen: Tensor, global_: Tensor) -> Tensor:
         rows = locals_of(features)
         rows = rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
+        rows = ranks.gather_rows(rows)
         scores: Tensor = self.networks.critics[i](rows.flatten(0, 1), global_)
         return scores.unflatten(0, rows.shape[:2])
 
@@ -345,6 +359,7 @@ class _Trainer:
             gradients = torch.autograd.grad(
                 loss, parameters, retain_graph=True, allow_unused=True
             )
+            ranks.average_([gradient for gradient in gradients if gradient is not None])
             for parameter, gradient in zip(parameters, gradients):
                 parameter.grad = gradient
         self.optimizer.step()
@@ -360,14 +375,14 @@ class _Trainer:
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean where the mask is set; NaN where it never is."""
-    return (values * mask).sum() / mask.sum()
+    """Mean where the mask is set, over all processes; NaN where it never is."""
+    return ranks.total((values * mask).sum()) / ranks.total(mask.sum())
 
 
-def _random_positions(z: Tensor, count: int) -> Tensor:
-    """Indices ``(N, K)`` of distinct random positions of each example."""
-    n, p = z.shape[0], math.prod(z.shape[2:])
-    return torch.rand(n, p, device=z.device).argsort(1)[:, : min(count, p)]
+def _values(weight: float, **terms: Tensor) -> dict[str, float]:
+    """Terms as numbers, averaged over the processes."""
+    mean = ranks.total(weight * torch.stack(list(terms.values()))) / ranks.world()
+    return dict(zip(terms, mean.tolist()))
 
 
 def noise_sites(
@@ -386,7 +401,7 @@ def noise_sites(
 
         def inject(features: Tensor) -> Tensor:
             z = moments.standardise(features)
-            draw = torch.randn_like(z) if noise is None else noise[site]
+            draw = ranks.randn_rows(z) if noise is None else noise[site]
             return moments.restore(inject_noise(z, logits[site], draw)).to(features.dtype)
 
         return inject
@@ -451,7 +466,7 @@ def train(
 
 @torch.no_grad()
 def fill_bank(
-    passes: Passes, networks: Networks, walk: Walk, examples: int, settings: Settings
+    passes: Passes, networks: Networks, walk: Walk, found: Survey, settings: Settings
 ) -> None:
     """Last walk: fill the reference banks with locals drawn evenly over the examples."""
     sizes = [len(bank.clean) for bank in networks.banks]  # type: ignore[arg-type]
@@ -459,14 +474,14 @@ def fill_bank(
         return
     clean: list[list[Tensor]] = [[] for _ in sizes]
     noised: list[list[Tensor]] = [[] for _ in sizes]
-    seen = 0
+    seen = found.first
     for batch in _bar(walk(), settings, desc="bank", unit="batch"):
         first = passes.first(batch.inputs, batch.additional_forward_args)
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
         n = len(batch.inputs[0])
         for i, site in enumerate(networks.sites):
-            rows = _even_rows(z[site], seen, examples, sizes[i])
+            rows = _even_rows(z[site], seen, found.examples, sizes[i])
             critic = networks.critic(i)
             for features, store in (
                 (z[site], clean[i]),
@@ -475,14 +490,14 @@ def fill_bank(
                 store.append(critic.embed_local(locals_of(features)[rows]))
         seen += n
     for i, bank in enumerate(networks.banks):
-        bank.clean = torch.cat(clean[i])[: sizes[i]]
-        bank.noised = torch.cat(noised[i])[: sizes[i]]
+        bank.clean = ranks.gather_rows(torch.cat(clean[i]))[: sizes[i]]
+        bank.noised = ranks.gather_rows(torch.cat(noised[i]))[: sizes[i]]
 
 
 def _even_rows(z: Tensor, seen: int, examples: int, size: int) -> tuple[Tensor, Tensor]:
     """Which (example, position) pairs of a batch go to a bank of ``size`` locals."""
     n = len(z)
-    order = _random_positions(z, math.prod(z.shape[2:]))
+    order = torch.rand(n, math.prod(z.shape[2:]), device=z.device).argsort(1)
     index = torch.arange(seen, seen + n + 1, device=z.device)
     quota = (index * size // max(examples, 1)).diff()
     taken = torch.arange(order.shape[1], device=z.device) < quota[:, None]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from captum_mi import ranks
+
 __all__ = ["Moments", "StreamingMoments", "channel_view"]
 
 
@@ -39,12 +41,22 @@ class StreamingMoments:
         self._square += rows.square().sum(1)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Mean and (population) standard deviation, each ``(C,)``, float64."""
+        """Mean and (population) standard deviation over all processes: ``(C,)``, float64."""
         if self._shift is None:
             raise RuntimeError("no features were seen: call update first")
         mean = self._sum / self.count
         variance = (self._square / self.count - mean.square()).clamp_min(0)
-        return self._shift + mean, variance.sqrt()
+        return _pooled(self.count, self._shift + mean, variance)
+
+
+def _pooled(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of the data of all processes, by the law of total variance."""
+    own = torch.stack([torch.full_like(mean, count), mean, variance])
+    counts, means, variances = ranks.gather_rows(own[None]).unbind(1)
+    shares = counts / counts.sum(0)
+    overall = (shares * means).sum(0)
+    spread = (shares * (variances + (means - overall).square())).sum(0)
+    return overall, spread.sqrt()
 
 
 class Moments(nn.Module):
