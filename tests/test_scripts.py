@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from safetensors import safe_open
 from torchvision.transforms.functional import resize, to_pil_image
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +168,35 @@ def test_speed_benchmark(tmp_path):
     assert len((tmp_path / "speed_attribution.csv").read_text().splitlines()) == 1 + 8
     assert len((tmp_path / "speed_fit.csv").read_text().splitlines()) == 2
     assert len((tmp_path / "speed_memory.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_attribute_folder_on_two_processes_and_again(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for i in range(10):
+        pixels = torch.randint(0, 255, (3, 40, 40), generator=generator, dtype=torch.uint8)
+        folder = tmp_path / "images" / f"part{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        to_pil_image(pixels).save(folder / f"{i}.png")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), tmp_path / "weights.pt")
+    command = (
+        "examples/attribute_folder.py", "--images", tmp_path / "images", "--model", "resnet18",
+        "--weights", tmp_path / "weights.pt", "--classes", 5, "--size", 32, "--batch", 4,
+        "--shard", 4, "--steps", 1, "--fit", tmp_path / "fit.safetensors",
+    )
+    two = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone", *command)
+    assert "maps of 10 images" in run(*two, "--out", tmp_path / "two")
+    shards = sorted((tmp_path / "two").iterdir())
+    assert [path.name for path in shards] == [f"shard_{i:05d}.safetensors" for i in range(3)]
+    with safe_open(shards[2], "pt") as file:
+        assert file.get_tensor("maps").shape == (2, 32, 32)
+        assert json.loads(file.metadata()["names"]) == ["part1/7.png", "part1/9.png"]
+    shards[1].unlink()
+    before = shards[0].stat().st_mtime_ns
+    run(*command, "--out", tmp_path / "two", "--overlays")
+    assert shards[1].exists()
+    assert shards[0].stat().st_mtime_ns == before
+    assert len(list((tmp_path / "two").glob("*.png"))) == 4
 
 
 def test_compare_methods(photographs):

@@ -1,0 +1,189 @@
+"""Attribute a folder of images of any size, on one process or many, and go on where it stopped.
+
+    python examples/attribute_folder.py --images photos/ --model resnet50 --weights DEFAULT \
+        --fit fit.safetensors --out maps/
+    torchrun --nproc-per-node 4 examples/attribute_folder.py ...
+
+``--images`` is a folder of image files, at any depth. Each process takes every n-th shard of
+``--shard`` images and writes it as ``shard_00000.safetensors``: ``maps`` (n, H, W) in nats per
+pixel, ``targets`` (n,), and the file names in the metadata; shards that are there are not made
+again. Without ``--fit``, or if that file is missing, the processes fit together first. With
+``--overlays`` a picture of every image is written too. Memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torchvision
+from captum.attr import visualization
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from tqdm import tqdm
+
+from captum_mi import InfoBottleneckAttribution
+from captum_mi.datasets import View
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class Folder(Dataset[tuple[Tensor, int]]):
+    """Images of a folder, sorted by name; items are (input, index)."""
+
+    def __init__(self, root: Path, view: View) -> None:
+        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise FileNotFoundError(f"{root}: no image with a suffix of {SUFFIXES}")
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        try:
+            with Image.open(self.paths[i]) as image:
+                return self.view(image), i
+        except OSError as error:
+            raise ValueError(f"{self.paths[i]} cannot be read: {error}") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--model", default="resnet50", help="torchvision name")
+    parser.add_argument("--weights", help="state_dict, or a name of torchvision's weights enum")
+    parser.add_argument("--classes", type=int, default=1000, help="of a state_dict")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--shard", type=int, default=1024, help="images in a file of maps")
+    parser.add_argument("--target", type=int, help="class; default: the predicted one")
+    parser.add_argument("--overlays", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("maps"))
+    options = parser.parse_args()
+    rank, world = join_processes()
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if (
+        torch.cuda.is_available()) else torch.device("cpu")
+    model = build(options).to(device)
+    folder = Folder(options.images, View(options.size))
+    attr = fitted(model, folder, options, world)
+    wanted = [n for n in range(-(-len(folder) // options.shard)) if n % world == rank]
+    for number in tqdm(wanted, desc="shards", disable=rank > 0):
+        path = options.out / f"shard_{number:05d}.safetensors"
+        if not path.exists():
+            write_shard(path, attr, folder, number, options)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    if rank == 0:
+        print(f"maps of {len(folder)} images in {options.out}/")
+
+
+def join_processes() -> tuple[int, int]:
+    """This process's number and how many there are, as ``torchrun`` says."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return int(os.environ.get("RANK", 0)), world
+
+
+def build(options: argparse.Namespace) -> nn.Module:
+    """The network in eval mode."""
+    if options.weights and not Path(options.weights).exists():
+        return torchvision.models.get_model(options.model, weights=options.weights).eval()
+    model = torchvision.models.get_model(options.model, num_classes=options.classes)
+    if options.weights:
+        state = torch.load(options.weights, map_location="cpu", weights_only=True)
+        model.load_state_dict({key: value.float() if value.is_floating_point() else value
+                               for key, value in state.items()})
+    return model.eval()
+
+
+def fitted(
+    model: nn.Module, folder: Folder, options: argparse.Namespace, world: int
+) -> InfoBottleneckAttribution:
+    """A fit, loaded if it was saved; each process sees its share of the folder."""
+    if options.fit and options.fit.exists():
+        return InfoBottleneckAttribution.load(options.fit, model)
+    sampler = DistributedSampler(folder, seed=options.seed) if world > 1 else None
+    loader = DataLoader(
+        folder, max(1, options.batch // world), sampler=sampler, shuffle=sampler is None,
+        num_workers=2,
+    )
+    attr = InfoBottleneckAttribution(model)
+    attr.fit(loader, options.steps, seed=options.seed, prepare_batch=lambda item: item[0])
+    if options.fit and int(os.environ.get("RANK", 0)) == 0:
+        options.fit.parent.mkdir(parents=True, exist_ok=True)
+        attr.save(options.fit)
+    return attr
+
+
+def write_shard(
+    path: Path, attr: InfoBottleneckAttribution, folder: Folder, number: int,
+    options: argparse.Namespace,
+) -> None:
+    """Maps of one shard; the file appears when it is whole."""
+    start = number * options.shard
+    stop = min(start + options.shard, len(folder))
+    maps, targets = zip(*explained(attr, folder, range(start, stop), options))
+    names = [str(folder.paths[i].relative_to(options.images)) for i in range(start, stop)]
+    unfinished = path.with_suffix(".unfinished")
+    save_file(
+        {"maps": torch.cat(maps), "targets": torch.cat(targets)}, unfinished,
+        {"names": json.dumps(names), "layers": json.dumps(attr.layers), "unit": "nats / pixel"},
+    )
+    unfinished.rename(path)
+
+
+def explained(
+    attr: InfoBottleneckAttribution, folder: Folder, rows: range, options: argparse.Namespace
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Maps ``(n, H, W)`` and targets ``(n,)`` of a few images at a time."""
+    device = next(attr.model.parameters()).device
+    loader = DataLoader(torch.utils.data.Subset(folder, rows), options.batch, num_workers=2)
+    for images, indices in loader:
+        images = images.to(device)
+        with torch.no_grad():
+            target = attr.model(images).argmax(1)
+        if options.target is not None:
+            target = torch.full_like(target, options.target)
+        maps = attr.attribute(images, target).sum(1).cpu()
+        if options.overlays:
+            for image, heat, i in zip(images.cpu(), maps, indices.tolist()):
+                overlay(image, heat).savefig(
+                    (options.out / f"{i:08d}_{folder.paths[i].stem}").with_suffix(".png"), dpi=100)
+        yield maps, target.cpu()
+
+
+def overlay(image: Tensor, heat: Tensor) -> Figure:
+    """Heat over the image, with a colour bar in nats per pixel."""
+    pixels = image.permute(1, 2, 0).numpy()
+    pixels = (pixels - pixels.min()) / max(float(pixels.max() - pixels.min()), 1e-12)
+    figure = Figure(figsize=(4, 3.4), layout="constrained")
+    axis = figure.subplots()
+    visualization.visualize_image_attr(
+        heat[..., None].numpy(), pixels, "blended_heat_map", sign="all", alpha_overlay=0.6,
+        use_pyplot=False, plt_fig_axis=(figure, axis), show_colorbar=False,
+    )
+    limit = float(heat.abs().max())
+    scale = axis.imshow(heat, cmap="RdYlGn", vmin=-limit, vmax=limit, alpha=0)
+    bar = figure.colorbar(scale, ax=axis)
+    bar.solids.set_alpha(1)
+    bar.set_label("nats / pixel")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
