@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--queries", type=int, default=12)
     parser.add_argument("--episodes", type=int, default=600, help="for the accuracy")
-    parser.add_argument("--steps", type=int, default=700, help="of the fit, each an episode; a fourth as many are drawn")
+    parser.add_argument("--steps", type=int, default=700, help="of the fit, an episode each")
     parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)

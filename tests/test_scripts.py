@@ -199,6 +199,15 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path):
     assert len(list((tmp_path / "two").glob("*.png"))) == 4
 
 
+def test_read_outs(photographs):
+    printed = run(
+        "benchmarks/read_outs.py", "--data", photographs / "photographs.npz", "--weights",
+        photographs / "weights.pt", "--train", 16, "--batch", 8, "--steps", 1, "--n", 2,
+        "--mosaics", 0, "--tiles-per-step", 72, "--out", photographs / "read_outs",
+    )
+    assert "evidence by posterior (default)" in printed
+
+
 def test_compare_methods(photographs):
     """Twice: the second run reads every method's result from the first."""
     command = (

@@ -1,0 +1,168 @@
+"""Which number should a map show? Read-outs of one fit, on the same images.
+
+    python benchmarks/read_outs.py --data photographs.npz --weights resnet18.pt --fits fits \
+        --out benchmarks/results/read_outs
+
+A controlled experiment: the fit stays, only what is read off it changes. Writes ``OUT.csv`` and
+``OUT.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from compare_methods import fitted
+from evaluation import Evaluation, Heat, evaluation_set, mosaics
+from peers.method import per_channel
+from photographs import load, load_model
+from report import mean_and_error, provenance, write_table
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_mi import InfoBottleneckAttribution
+from captum_mi.bottleneck import keep
+from captum_mi.grid import resize
+from captum_mi.heatmap import combine, to_input
+from captum_mi.hooks import LayerOutput, capture_only
+from captum_mi.posterior import capacity_prior, position_posterior, spread
+
+METRICS = ("degradation", "EHR", "box", "pointing", "GridPG")
+
+
+class Parts:
+    """What a fit says about some images and their targets, as tensors to combine.
+
+    Attributes:
+        sufficient: evidence for the target in x', of each noised layer, ``(n, 1, h, w)``.
+        general: the same in clean features, of each layer that has a head, the deepest last.
+        expected: expectation of the evidence in x' over classes.
+        alpha_logit: logit of alpha on the finest grid.
+    """
+
+    def __init__(self, attr: InfoBottleneckAttribution, images: Tensor, target: Tensor) -> None:
+        networks, output = attr.networks, attr.networks.output
+        z = networks.standardise(_layers(attr, images))
+        logits = networks.alpha_logits(z)
+        index = target[:, None]
+
+        def grid(values: Tensor, site: object) -> Tensor:
+            return values[:, None].unflatten(2, z[site].shape[2:])  # type: ignore[index]
+
+        self.sufficient, self.general, self.expected = [], [], []
+        for i, site in enumerate(networks.sites + networks.head_sites):
+            clean = networks.head(i, z[site])
+            self.general.append(grid(output.evidence_for(clean, index), site))
+            if i < len(networks.sites):
+                q = networks.head(i, networks.mean_signal(z[site], logits[site]))
+                self.sufficient.append(grid(output.evidence_for(q, index), site))
+                self.expected.append(grid(output.kl(q), site))
+        self.alpha_logit = networks.alpha_map(z)
+
+
+def _layers(attr: InfoBottleneckAttribution, images: Tensor) -> dict[str, LayerOutput]:
+    names = list(dict.fromkeys(site.layer for site in attr.networks.all_sites))
+    return capture_only(attr.model, names, lambda: attr.model(images))
+
+
+def times(maps: list[Tensor], weight: Tensor) -> list[Tensor]:
+    """Maps weighted at every position."""
+    return [one * resize(weight, one.shape[2:]) for one in maps]
+
+
+def by_posterior(parts: Parts, witnesses: list[Tensor], prior: Tensor) -> list[Tensor]:
+    """Evidence spread by the posterior of some witnesses."""
+    posterior = position_posterior(witnesses, prior)
+    return [spread(one, posterior) for one in parts.sufficient]
+
+
+def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
+    """Name -> maps of a class, one for each layer."""
+    def prior(p: Parts) -> Tensor:
+        return capacity_prior(p.alpha_logit)
+
+    return {
+        "evidence in x'": lambda p: p.sufficient,
+        "evidence in x, clean": lambda p: p.general[: len(p.sufficient)],
+        "expectation over classes": lambda p: p.expected,
+        "evidence x (1 - alpha)": lambda p: times(p.sufficient, keep(p.alpha_logit)),
+        "evidence x capacity": lambda p: times(p.sufficient, prior(p)),
+        "sum with the deepest head": lambda p: [*p.sufficient, p.general[-1]],
+        "posterior alone": lambda p: [
+            position_posterior([*p.sufficient, p.general[-1]], prior(p)).float()],
+        "evidence by posterior (default)": lambda p: by_posterior(
+            p, [*p.sufficient, p.general[-1]], prior(p)),
+        "... with a uniform prior": lambda p: by_posterior(
+            p, [*p.sufficient, p.general[-1]], torch.ones_like(prior(p))),
+        "... without the deepest head": lambda p: by_posterior(p, p.sufficient, prior(p)),
+        "... of clean evidence": lambda p: by_posterior(p, p.general, prior(p)),
+        "default + (1 - alpha) x clean evidence": lambda p: [
+            combine(by_posterior(p, [*p.sufficient, p.general[-1]], prior(p)),
+                    p.alpha_logit.shape[2:])
+            + combine(times(p.general[: len(p.sufficient)], keep(p.alpha_logit)),
+                      p.alpha_logit.shape[2:])],
+    }
+
+
+@torch.no_grad()
+def heat_of(
+    attr: InfoBottleneckAttribution, read: Callable[[Parts], list[Tensor]], images: Tensor,
+    target: Tensor,
+) -> Tensor:
+    """Heat of the images' shape."""
+    if not len(images):
+        return images
+    parts = []
+    for x, t in zip(images.split(50), target.split(50)):
+        parts.append(per_channel(to_input(read(Parts(attr, x, t)), x).sum(1), x))
+    return torch.cat(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--weights")
+    parser.add_argument("--layers", nargs="+")
+    parser.add_argument("--fits", type=Path, help="folder of fits: loaded, or saved if missing")
+    parser.add_argument("--train", type=int, default=9600)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--n", type=int, default=120)
+    parser.add_argument("--mosaics", type=int, default=24)
+    parser.add_argument("--tiles-per-step", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/read_outs"))
+    options = parser.parse_args()
+    model, view = load_model(options.model, options.weights)
+    model = model.to(memory_format=torch.channels_last)
+    photos = load(options.data, "validation", None, options.seed, view)
+    evaluation = Evaluation(
+        model, evaluation_set(model, photos, options.n),
+        mosaics(model, photos, options.mosaics, 0.9, options.seed), options.tiles_per_step,
+        options.seed,
+    )
+    train = load(options.data, "train", options.train, options.seed, view)
+    attr = fitted(model, train, options, options.seed)
+    metrics = [metric for metric in METRICS if metric in evaluation.possible()]
+    rows = []
+    for name, read in tqdm(read_outs().items(), desc="read-outs"):
+        heat = Heat(
+            heat_of(attr, read, evaluation.photos.images, evaluation.photos.labels),
+            heat_of(attr, read, evaluation.grids.images, evaluation.grids.targets),
+        )
+        rows.append([name, *(mean_and_error(evaluation.measure(m, heat)) for m in metrics)])
+        print(*rows[-1], sep="  ", flush=True)
+    note = (
+        f"{len(evaluation.photos.images)} correctly classified validation images, those that "
+        f"settings were chosen on; mean ± standard error.\n\n"
+        + provenance(model=options.model, layers="+".join(attr.layers), seed=options.seed)
+    )
+    title = f"Read-outs of one fit, {options.model}"
+    print(write_table(options.out, title, ["read-out", *metrics], rows, note))
+
+
+if __name__ == "__main__":
+    main()
