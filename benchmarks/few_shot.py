@@ -100,6 +100,9 @@ def main() -> None:
             rows[name].append([m(heat, masks) for m in (effective_heat_ratio, inside_box,
                                                         pointing)])
         inside.append(evidence_inside(attr, query, own, masks, episode))
+    if not inside:
+        sys.exit(f"no query of {options.explained} episodes is classified correctly and has a box "
+                 f"under {options.largest_box:g} of the image; raise --explained")
     write(rows, seconds, torch.cat(inside), accuracy, interval, attr, start, options)
 
 

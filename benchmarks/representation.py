@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--weights")
     parser.add_argument("--train", type=int, default=6000)
-    parser.add_argument("--test", type=int, default=500)
+    parser.add_argument("--test", type=int, default=1500)
     parser.add_argument("--epochs", type=int, default=6, help="of training on digit scenes")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
@@ -123,7 +123,7 @@ def layers(
 def on_scenes(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     """Networks trained on the same scenes, each for one factor."""
     train = make_scenes(options.train, seed=options.seed)
-    test = make_scenes(max(options.test, 1500), split="test", seed=options.seed)
+    test = make_scenes(options.test, split="test", seed=options.seed)
     networks = {}
     for name, labels in labels_of(train).items():
         torch.manual_seed(options.seed)

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchvision
-from captum.attr import visualization
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -141,14 +140,14 @@ def figure(images: Tensor, maps: Tensor, titles: list[str], name: str) -> Figure
     for i, (image, heat) in enumerate(zip(images.cpu(), maps.sum(1).cpu())):
         pixels = image.permute(1, 2, 0).numpy()
         pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min())
-        for axis, kind in zip(axes[:, i], ("blended_heat_map", "heat_map", "original_image")):
-            visualization.visualize_image_attr(
-                heat[..., None].numpy(), pixels, kind, sign="positive", use_pyplot=False,
-                cmap="jet" if kind == "blended_heat_map" else "Reds", alpha_overlay=0.5,
-                plt_fig_axis=(picture, axis),
-            )
+        top = float(heat.max())
+        axes[0, i].imshow(pixels)
+        axes[0, i].imshow(heat, cmap="jet", vmin=0, vmax=top, alpha=0.5)
+        scale = axes[1, i].imshow(heat, cmap="Reds", vmin=0, vmax=top)
+        axes[2, i].imshow(pixels)
         axes[0, i].set_title(titles[i], fontsize=9)
-        scale = axes[1, i].imshow(heat, cmap="Reds", vmin=0)
+        for axis in axes[:, i]:
+            axis.set_axis_off()
         bar = picture.colorbar(scale, ax=axes[1, i], orientation="horizontal", shrink=0.8)
         bar.ax.tick_params(labelsize=6)
         bar.set_label("nats / pixel", fontsize=7)
