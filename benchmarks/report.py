@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import resource
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import captum_mi
 
 
 def provenance(**settings: object) -> str:
-    """One line: commit, versions, device, threads and the script's settings."""
+    """One line: commit, versions, device, threads, memory and the script's settings."""
     root = Path(__file__).parent
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
@@ -31,9 +32,18 @@ def provenance(**settings: object) -> str:
         "commit": commit or "unknown", "captum_mi": captum_mi.__version__,
         "torch": torch.__version__, "torchvision": torchvision.__version__,
         "captum": captum.__version__, "python": platform.python_version(), "device": device,
-        **settings,
+        "peak memory": peak_memory(), **settings,
     }
     return ", ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def peak_memory() -> str:
+    """The most memory that the process has held so far, and that CUDA has given out."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    held = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
+    if torch.cuda.is_available():
+        held += f" and {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of CUDA"
+    return held
 
 
 def write_table(

@@ -31,7 +31,6 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from representation_analysis import quadrant
 
 FACTORS = {"digit": 10, "quadrant": 4}
-ALPHAS = (0.25, 0.5, 0.75)
 
 
 def main() -> None:
@@ -43,6 +42,9 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1500)
     parser.add_argument("--epochs", type=int, default=6, help="of training on digit scenes")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--alphas", type=float, nargs="+", default=(0.25, 0.5, 0.75),
+                        help="set by hand")
+    parser.add_argument("--fit", type=Path, help="inferred alpha: load this fit, or save it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/representation"))
     options = parser.parse_args()
@@ -54,12 +56,28 @@ def main() -> None:
         networks, scenes, unseen = on_scenes(options)
         model, train, test = networks["digit"], scenes.images, unseen.images
         factors(networks, scenes, unseen, options)
-    origin = provenance(model=options.model if options.data else "DigitResNet",
-                        fitted_on=len(train), steps=options.steps, seed=options.seed)
-    inferred = InfoBottleneckAttribution(model)
-    inferred.fit(list(train.split(64)), options.steps, seed=options.seed)
-    red_areas(inferred, test, origin, options)
-    layers(model, inferred, train, test, origin, options)
+    inferred = fitted(model, train, options)
+    red_areas(inferred, test, options)
+    layers(model, inferred, train, test, options)
+
+
+def fitted(
+    model: nn.Module, train: Tensor, options: argparse.Namespace
+) -> InfoBottleneckAttribution:
+    """A fit with an inferred alpha, loaded if it was saved."""
+    if options.fit and options.fit.exists():
+        return InfoBottleneckAttribution.load(options.fit, model)
+    attr = InfoBottleneckAttribution(model)
+    attr.fit(list(train.split(64)), options.steps, seed=options.seed)
+    if options.fit:
+        attr.save(options.fit)
+    return attr
+
+
+def origin(attr: InfoBottleneckAttribution, options: argparse.Namespace) -> str:
+    """Provenance of what is measured on a fit."""
+    return provenance(model=options.model if options.data else "DigitResNet",
+                      fitted_on=options.train, steps=len(attr.history), seed=options.seed)
 
 
 def red_area(maps: Tensor) -> Tensor:
@@ -69,7 +87,7 @@ def red_area(maps: Tensor) -> Tensor:
 
 
 def red_areas(
-    attr: InfoBottleneckAttribution, test: Tensor, origin: str, options: argparse.Namespace
+    attr: InfoBottleneckAttribution, test: Tensor, options: argparse.Namespace
 ) -> None:
     """General against sufficient maps of the same images, without a target."""
     general, sufficient = (
@@ -83,7 +101,8 @@ def red_areas(
         for name, (a, b) in (("red area, share of pixels", areas), ("total, nats", totals))
     ]
     layers = "+".join(attr.layers)
-    note = f"{len(test)} images, layers {layers}; mean ± standard error.\n\n{origin}"
+    note = (f"{len(test)} images, layers {layers}; mean ± standard error.\n\n"
+            + origin(attr, options))
     header = ["of each map", "general", "sufficient", "general - sufficient"]
     stem = options.out.with_name(options.out.name + "_maps")
     print(write_table(stem, "General and sufficient maps", header, rows, note))
@@ -91,11 +110,11 @@ def red_areas(
 
 def layers(
     model: nn.Module, inferred: InfoBottleneckAttribution, train: Tensor, test: Tensor,
-    origin: str, options: argparse.Namespace,
+    options: argparse.Namespace,
 ) -> None:
     """Dataset figures per layer against the data-processing inequality."""
     fits: dict[str, InfoBottleneckAttribution] = {"inferred": inferred}
-    for alpha in ALPHAS:
+    for alpha in options.alphas:
         fits[f"{alpha:g}"] = InfoBottleneckAttribution(model, alpha=alpha)
         fits[f"{alpha:g}"].fit(list(train.split(64)), options.steps, seed=options.seed)
     rows = []
@@ -115,7 +134,8 @@ def layers(
             ])
     header = ["alpha", "layer", "general", "sufficient", "redundant", "capacity",
               "I(x'; y) <= I(x; y)"]
-    note = f"Nats per position, {len(test)} images; mean ± standard error.\n\n{origin}"
+    note = (f"Nats per position, {len(test)} images; mean ± standard error.\n\n"
+            + origin(inferred, options))
     stem = options.out.with_name(options.out.name + "_layers")
     print(write_table(stem, "Data-processing inequality", header, rows, note))
 
