@@ -306,6 +306,7 @@ def figure_of_cost(results: dict[str, Result]) -> Figure:
                       fontsize=6)
     axis.set(xscale="log", xlabel="plain forward passes per image",
              ylabel="degradation: area(LeRF) - area(MoRF)")
+    axis.margins(x=0.3)  # room for the names
     return figure
 
 
