@@ -16,6 +16,8 @@ import torchvision
 from safetensors import safe_open
 from torchvision.transforms.functional import resize, to_pil_image
 
+from captum_mi.datasets import IndexedPhotographs, View, make_scenes
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -197,6 +199,23 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path):
     assert shards[1].exists()
     assert shards[0].stat().st_mtime_ns == before
     assert len(list((tmp_path / "two").glob("*.png"))) == 4
+
+
+def test_train_on_scenes(tmp_path):
+    printed = run("benchmarks/train_on_scenes.py", "--model", "mobilenet_v3_small", "--train", 64,
+                  "--test", 8, "--epochs", 1, "--out", tmp_path)
+    assert "% of 8 scenes" in printed
+    scenes = make_scenes(8, split="test", seed=0)
+    photos = IndexedPhotographs(tmp_path / "scenes.npz", 1, View(48, (0.2,) * 3, (1,) * 3))
+    assert photos.labels == scenes.labels[:, 0].tolist()
+    for i in range(8):
+        torch.testing.assert_close(photos[i][0][:1], scenes.images[i].clamp(-0.2, 0.8),
+                                   atol=1 / 255, rtol=0)
+        inside = photos.mask(i)
+        assert not (scenes.masks[i, 0] & ~inside).any()  # the box holds all ink
+        assert scenes.masks[i, 0][inside.any(1)].any(1).all()  # and no empty row
+    state = torch.load(tmp_path / "mobilenet_v3_small.pt", weights_only=True)
+    torchvision.models.mobilenet_v3_small(num_classes=10).load_state_dict(state)
 
 
 def test_read_outs(photographs):
