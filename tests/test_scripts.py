@@ -218,6 +218,14 @@ def test_train_on_scenes(tmp_path):
     torchvision.models.mobilenet_v3_small(num_classes=10).load_state_dict(state)
 
 
+def test_choices(tmp_path):
+    run("benchmarks/choices.py", "--train", 64, "--epochs", 1, "--steps", 1, "--n", 4, "--mosaics",
+        0, "--rows", "images shifted", "alpha refined, 4", "--out", tmp_path / "choices")
+    lines = (tmp_path / "choices.csv").read_text().splitlines()
+    assert [line.split(",")[0].strip('"') for line in lines[2:]] == [
+        "images shifted at random", "alpha refined"]
+
+
 def test_read_outs(photographs):
     printed = run(
         "benchmarks/read_outs.py", "--data", photographs / "photographs.npz", "--weights",

@@ -1,0 +1,164 @@
+"""What each choice of the fit does: one changed at a time, on digit scenes with exact masks.
+
+    python benchmarks/choices.py --out benchmarks/results/choices
+
+A controlled experiment behind the defaults: the same network, training scenes, test scenes and
+seed for every row; differences from the default are paired, scene by scene. Writes ``OUT.csv`` and
+``OUT.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from evaluation import Evaluation, Heat, evaluation_set, mosaics
+from photographs import Photographs
+from report import mean_and_error, provenance, write_table
+from torch import Tensor, nn
+
+from captum_mi import InfoBottleneckAttribution
+from captum_mi.datasets import DigitResNet, Scenes, make_scenes
+
+METRICS = ("degradation", "EHR", "box", "pointing", "GridPG")
+DEFAULT = "default: layer2+3, layer4 read"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What differs from the default: constructor, fit, images, call."""
+
+    design: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    shifted: bool = False
+    call: dict[str, Any] = field(default_factory=dict)
+
+
+def choices(kappa: float, steps: int) -> dict[str, Choice]:
+    """Rows of the table; ``kappa`` is what the default holds."""
+    return {
+        "another seed": Choice(fit={"seed": 1}),
+        "a third seed": Choice(fit={"seed": 2}),
+        "layer1": Choice({"layer": ["layer1"]}),
+        "layer2": Choice({"layer": ["layer2"]}),
+        "layer3": Choice({"layer": ["layer3"]}),
+        "layer1+2": Choice({"layer": ["layer1", "layer2"]}),
+        "layer1+2+3": Choice({"layer": ["layer1", "layer2", "layer3"]}),
+        "layer4 not read": Choice({"head_layers": []}),
+        "inference network reads layer3 alone": Choice({"context_layers": ["layer3"]}),
+        "inference network: one position at a time": Choice({"inference": "mlp"}),
+        "N(0, I) on raw features": Choice({"noise": "standard"}),
+        "heads of one layer": Choice({"head_hidden": ()}),
+        "heads of 64 units": Choice({"head_hidden": (64,)}),
+        "heads of 512 + 512 units": Choice({"head_hidden": (512, 512)}),
+        "a quarter of kappa": Choice(fit={"kappa": kappa / 4}),
+        "half of kappa": Choice(fit={"kappa": kappa / 2}),
+        "twice kappa": Choice(fit={"kappa": kappa * 2}),
+        "held to the labels": Choice(fit={"task": "labels"}),
+        "the network trained too": Choice(fit={"finetune_base": True}),
+        "a quarter of the steps": Choice(fit={"steps": steps // 4}),
+        "half of the steps": Choice(fit={"steps": steps // 2}),
+        "twice the steps": Choice(fit={"steps": 2 * steps}),
+        "images shifted at random": Choice(shifted=True),
+        "alpha refined, 4 steps": Choice(call={"refine_steps": 4}),
+        "alpha refined, 16 steps": Choice(call={"refine_steps": 16}),
+        "weighting='none'": Choice(call={"weighting": "none"}),
+        "general information": Choice(call={"information": "general"}),
+        "no target": Choice(call={"target": None}),
+    }
+
+
+class Shifted:
+    """Batches of images moved by up to four pixels, another way in every walk."""
+
+    def __init__(self, images: Tensor, labels: Tensor, seed: int) -> None:
+        self.images, self.labels, self.seed = images, labels, seed
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        padded = F.pad(self.images, (4, 4, 4, 4), value=float(self.images.min()))
+        size = self.images.shape[-1]
+        for x, y in zip(padded.split(64), self.labels.split(64)):
+            top, left = torch.randint(9, (2,), generator=self.generator).tolist()
+            yield x[..., top : top + size, left : left + size], y
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=6000)
+    parser.add_argument("--epochs", type=int, default=6, help="of training the network")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--n", type=int, default=300, help="test scenes")
+    parser.add_argument("--mosaics", type=int, default=100)
+    parser.add_argument("--confidence", type=float, default=0.9, help="of scenes in mosaics")
+    parser.add_argument("--rows", nargs="+", help="names of rows, by their beginnings")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/choices"))
+    options = parser.parse_args()
+    train = make_scenes(options.train, seed=options.seed)
+    torch.manual_seed(options.seed)
+    model = DigitResNet().fit(train, options.epochs, seed=options.seed)
+    photos = as_photographs(make_scenes(3 * options.n, split="test", seed=options.seed))
+    evaluation = Evaluation(
+        model, evaluation_set(model, photos, options.n),
+        mosaics(model, photos, options.mosaics, options.confidence, options.seed), 1, options.seed,
+    )
+    metrics = [metric for metric in METRICS if metric in evaluation.possible()]
+    default, kappa = measured(model, train, Choice(), evaluation, options)
+    rows = [[DEFAULT, *map(mean_and_error, default)]]
+    print(*rows[0], sep="  ", flush=True)
+    for name, choice in choices(kappa, options.steps).items():
+        if options.rows and not name.startswith(tuple(options.rows)):
+            continue
+        values, _ = measured(model, train, choice, evaluation, options)
+        rows.append([name, *(mean_and_error(v - d) for v, d in zip(values, default))])
+        print(*rows[-1], sep="  ", flush=True)
+    note = (
+        f"{len(evaluation.photos.images)} correctly classified test scenes, "
+        f"{len(evaluation.grids.images)} mosaics. First row: mean ± standard error; below it the "
+        "paired differences from the first, one choice changed at a time.\n\n"
+        + provenance(model="DigitResNet", fitted_on=options.train, steps=options.steps,
+                     kappa=f"{kappa:.3f} nats", seed=options.seed)
+    )
+    print(write_table(options.out, "Choices of the fit, digit scenes", ["", *metrics], rows, note))
+
+
+def as_photographs(scenes: Scenes) -> Photographs:
+    """Scenes with the digit's own ink in place of a box."""
+    return Photographs(scenes.images, scenes.labels[:, 0], scenes.masks[:, 0],
+                       [str(digit) for digit in range(10)])
+
+
+def measured(
+    model: nn.Module, train: Scenes, choice: Choice, evaluation: Evaluation,
+    options: argparse.Namespace,
+) -> tuple[list[Tensor], float]:
+    """Figures of merit per scene of a fit with a choice, and the kappa that it held."""
+    labels = train.labels[:, 0]
+    loader: Any = list(zip(train.images.split(64), labels.split(64)))
+    if choice.shifted:
+        loader = Shifted(train.images, labels, options.seed)
+    attr = InfoBottleneckAttribution(model, **choice.design)
+    fit = {"steps": options.steps, "seed": options.seed, **choice.fit}
+    history = attr.fit(loader, **fit)
+
+    def explain(images: Tensor, target: Tensor) -> Tensor:
+        if not len(images):
+            return images
+        return attr.attribute(
+            images, **{"target": target, "internal_batch_size": 50, **choice.call})
+
+    photos, grids = evaluation.photos, evaluation.grids
+    heat = Heat(explain(photos.images, photos.labels), explain(grids.images, grids.targets))
+    metrics = [metric for metric in METRICS if metric in evaluation.possible()]
+    assert history.kappa is not None
+    return [evaluation.measure(metric, heat) for metric in metrics], history.kappa
+
+
+if __name__ == "__main__":
+    main()
