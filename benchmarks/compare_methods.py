@@ -54,6 +54,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=6400, help="images to fit on")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--amp", action="store_true",
+                        help="bfloat16 while fitting and for perturbed images, not for maps")
     parser.add_argument("--refits", type=int, default=1, help="fits that are averaged")
     parser.add_argument("--fits", type=Path, help="folder of fits: loaded, or saved if missing")
     parser.add_argument("--refine-steps", type=int, default=0, help="also refine alpha so long")
@@ -78,10 +80,12 @@ def main() -> None:
     origin = provenance(
         model=options.model, layers="+".join(fits[0].layers), fitted_on=options.train,
         fits=options.refits, batch=options.batch, seed=options.seed, skipped=options.skip,
+        **{"bfloat16": "while fitting and for perturbed images"} if options.amp else {},
     )
     chosen = evaluation_set(model, photos, options.n)
     grids = mosaics(model, photos, options.mosaics, options.confidence, options.seed)
-    evaluation = Evaluation(model, chosen, grids, options.tiles_per_step, options.seed)
+    evaluation = Evaluation(
+        model, chosen, grids, options.tiles_per_step, options.seed, options.amp)
     metrics = options.metrics or evaluation.possible()
     registry = {**ours(fits, options), **others(model, stages, train.images, options)}
 

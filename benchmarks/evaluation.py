@@ -95,13 +95,15 @@ class Evaluation:
         grids: mosaics of such images.
         tiles_per_step: of the degradation curves.
         seed: of random sets and perturbations.
+        amp: ask the network about perturbed images in bfloat16.
     """
 
     def __init__(
-        self, model: nn.Module, photos: Photographs, grids: Mosaics, tiles_per_step: int, seed: int
+        self, model: nn.Module, photos: Photographs, grids: Mosaics, tiles_per_step: int,
+        seed: int, amp: bool = False,
     ) -> None:
         self.model, self.photos, self.grids = model, photos, grids
-        self.tiles_per_step, self.seed = tiles_per_step, seed
+        self.tiles_per_step, self.seed, self.amp = tiles_per_step, seed, amp
 
     def measure(self, metric: str, heat: Heat) -> Tensor:
         """Values ``(n,)`` of one of :data:`METRICS`."""
@@ -117,11 +119,17 @@ class Evaluation:
 
     def probability(self, images: Tensor, target: Tensor) -> Tensor:
         """Softmax probability of the target."""
-        return F.softmax(self.model(images), 1).gather(1, target[:, None])[:, 0]
+        return F.softmax(self.logits(images), 1).gather(1, target[:, None])[:, 0]
 
     def logit(self, images: Tensor, target: Tensor) -> Tensor:
         """Logit of the target."""
-        return self.model(images).gather(1, target[:, None])[:, 0]
+        return self.logits(images).gather(1, target[:, None])[:, 0]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What the network says about perturbed images."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+            result: Tensor = self.model(images)
+        return result.float()
 
     def curves(self, heat: Heat) -> Curves:
         """MoRF and LeRF curves."""

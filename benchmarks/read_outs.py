@@ -130,6 +130,8 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=9600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--amp", action="store_true",
+                        help="bfloat16 while fitting and for perturbed images, not for maps")
     parser.add_argument("--n", type=int, default=120)
     parser.add_argument("--mosaics", type=int, default=24)
     parser.add_argument("--tiles-per-step", type=int, default=4)
@@ -142,7 +144,7 @@ def main() -> None:
     evaluation = Evaluation(
         model, evaluation_set(model, photos, options.n),
         mosaics(model, photos, options.mosaics, 0.9, options.seed), options.tiles_per_step,
-        options.seed,
+        options.seed, options.amp,
     )
     train = load(options.data, "train", options.train, options.seed, view)
     attr = fitted(model, train, options, options.seed)

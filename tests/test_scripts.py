@@ -230,7 +230,7 @@ def test_read_outs(photographs):
     printed = run(
         "benchmarks/read_outs.py", "--data", photographs / "photographs.npz", "--weights",
         photographs / "weights.pt", "--train", 16, "--batch", 8, "--steps", 1, "--n", 2,
-        "--mosaics", 0, "--tiles-per-step", 72, "--out", photographs / "read_outs",
+        "--mosaics", 0, "--tiles-per-step", 72, "--amp", "--out", photographs / "read_outs",
     )
     assert "evidence by posterior (default)" in printed
 
