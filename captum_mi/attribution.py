@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,6 +34,7 @@ from captum_mi.hooks import OnRepeat, layer_names
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind
 from captum_mi.passes import Passes
+from captum_mi.precision import chosen_amp, full_precision, surrounding_amp
 from captum_mi.preserve import evaluation_mode, isolated_randomness
 from captum_mi.reading import (
     Estimate,
@@ -270,7 +271,8 @@ class _BottleneckAttribution(InternalAttribution):
             finetune_base: also train a deep copy of the model, as the source describes; it is
                 ``attr.model`` afterwards.
             base_lr: learning rate of that copy.
-            amp: bfloat16 for the passes of the model. Default: on CUDA, for float32 models.
+            amp: bfloat16 for the passes of the model. Default: on CUDA, for float32 models;
+                inside ``torch.autocast``, what that says.
             seed: of all randomness in the fit. Global random states are left as they were.
             progress: show progress bars with the terms of the objective.
 
@@ -290,13 +292,14 @@ class _BottleneckAttribution(InternalAttribution):
         """
         settings = Settings(
             steps=steps, lr=lr, weight_decay=weight_decay, task=task, beta1=beta1, beta2=beta2,
-            kappa=kappa, locals_per_example=locals_per_example, base_lr=base_lr, amp=amp,
+            kappa=kappa, locals_per_example=locals_per_example, base_lr=base_lr,
             progress=progress,
         )
         original: nn.Module = self.forward_func
         base = copy.deepcopy(original) if finetune_base else None
         model = original if base is None else base
         args = _format_additional_forward_args(additional_forward_args) or ()
+        precision = chosen_amp(model, amp)
 
         def walk() -> Iterator[Batch]:
             return batches(loader, device_of(model), prepare_batch, args)
@@ -306,20 +309,21 @@ class _BottleneckAttribution(InternalAttribution):
             stack.enter_context(evaluation_mode(original))
             stack.enter_context(evaluation_mode(model))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(full_precision(model))
             first = next(walk())
             if not self.layers:
                 self._name_layers(default_layers(model, first))
             structure = self._probe(model, first)
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)
-            passes = self._passes(model, structure)
+            passes = self._passes(model, structure, precision)
             found = survey(passes, networks, walk, settings)
             if self.downstream is not None:
                 networks.class_log_marginal = found.task_output.log_marginal  # type: ignore
             teacher = None
             if base is not None:
                 base.requires_grad_(True)
-                teacher = self._passes(original, structure)
+                teacher = self._passes(original, structure, precision)
             history, beta2 = train(passes, networks, walk, found, settings, teacher)
             fill_bank(passes, networks, walk, found, settings)
         networks.requires_grad_(False)
@@ -344,11 +348,26 @@ class _BottleneckAttribution(InternalAttribution):
         dtype = torch.promote_types(dtype_of(model), torch.float32)
         return networks.to(device_of(model), dtype)
 
-    def _passes(self, model: nn.Module, structure: Structure) -> Passes:
+    def _passes(
+        self, model: nn.Module, structure: Structure, amp: torch.dtype | None
+    ) -> Passes:
         return Passes(
             model, structure.layers, structure.global_layer, self.design.on_repeat,
-            self.downstream,
+            self.downstream, amp,
         )
+
+    def _reading_passes(self) -> Passes:
+        """Passes of the model that is explained, in the precision that surrounds the call."""
+        return self._passes(self.model, self._fitted().structure, surrounding_amp(self.model))
+
+    @contextmanager
+    def _reading(self, seed: int | None = None) -> Iterator[None]:
+        """Without gradients, in eval mode, in full precision; all left as found."""
+        with (
+            torch.no_grad(), isolated_randomness(seed), evaluation_mode(self.model),
+            full_precision(self.model),
+        ):
+            yield
 
     # ------------------------------------------------------------------ maps
 
@@ -375,12 +394,12 @@ class _BottleneckAttribution(InternalAttribution):
             weighting, estimator, index, fit.structure.position_axes
         )
         self._warn_if_changed(fit)
-        passes, readout = self._passes(self.model, fit.structure), self._readout(fit)
+        passes, readout = self._reading_passes(), self._readout(fit)
         device = inputs[0].device
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         factor = per_unit(unit)
         results = []
-        with torch.no_grad(), isolated_randomness(), evaluation_mode(self.model):
+        with self._reading():
             fit.networks.to(device)
             for part, part_args, part_index in chunks(inputs, args, index, internal_batch_size):
                 reader = Reader(
@@ -471,8 +490,8 @@ class _BottleneckAttribution(InternalAttribution):
         args = move(
             _format_additional_forward_args(additional_forward_args) or (), formatted[0].device
         )
-        passes, networks = self._passes(self.model, fit.structure), fit.networks
-        with torch.no_grad(), isolated_randomness(), evaluation_mode(self.model):
+        passes, networks = self._reading_passes(), fit.networks
+        with self._reading():
             z = networks.to(formatted[0].device).standardise(passes.features(masked, args))
             noise = shared_noise({site: z[site] for site in networks.sites}, seed)
             noised = noise_sites(networks, networks.alpha_logits(z), noise)
@@ -514,10 +533,10 @@ class _BottleneckAttribution(InternalAttribution):
         self._check_critics(fit, estimator)
         args = _format_additional_forward_args(additional_forward_args) or ()
         walk = batches(loader, device_of(self.model), prepare_batch, args)
-        passes, readout = self._passes(self.model, fit.structure), self._readout(fit)
+        passes, readout = self._reading_passes(), self._readout(fit)
         factor = per_unit(unit)
         rows: list[Tensor] = []
-        with torch.no_grad(), isolated_randomness(seed), evaluation_mode(self.model):
+        with self._reading(seed):
             fit.networks.to(device_of(self.model))
             for batch in tqdm(walk, desc="information", unit="batch", disable=not progress):
                 check_inputs(batch.inputs, dtype_of(self.model))
@@ -738,6 +757,8 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         unit: Unit = "nats",
     ) -> Tensor | tuple[Tensor, ...]:
         r"""Maps of the inputs' shape. Deterministic, and independent of the batch.
+
+        Inside ``torch.autocast`` the model runs in mixed precision, the fitted networks do not.
 
         Args:
             inputs: input, or tuple of inputs, batch first, as the model takes them.

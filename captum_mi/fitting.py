@@ -6,12 +6,11 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_mi import ranks
@@ -49,7 +48,6 @@ class Settings:
     kappa: float | None = None
     locals_per_example: int = 8
     base_lr: float = 1e-4
-    amp: bool | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -65,14 +63,6 @@ class Settings:
                 raise ValueError(f"{name} must be a number >= 0; got {value}")
         if self.kappa is not None and not 0 < self.kappa < math.inf:
             raise ValueError(f"kappa must be a number of nats > 0; got {self.kappa}")
-
-    def autocast(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Mixed precision for the model's passes: by default on CUDA, for float32 models."""
-        device = device_of(model).type
-        use = self.amp
-        if use is None:
-            use = device == "cuda" and dtype_of(model) == torch.float32
-        return torch.autocast(device, dtype=torch.bfloat16) if use else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -117,8 +107,7 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
     dtype = networks.global_moments.mean.dtype
     for batch in _bar(walk(), settings, desc="survey", unit="batch"):
         check_inputs(batch.inputs, dtype_of(passes.model))
-        with settings.autocast(passes.model):
-            first = passes.first(batch.inputs, batch.additional_forward_args)
+        first = passes.first(batch.inputs, batch.additional_forward_args)
         for site, stream in streams.items():
             stream.update(_finite(site.of(first.layers), f"layer {site.name!r}"))
         ys.append(_finite(first.y, "the global representation").to(dtype).cpu())
@@ -246,7 +235,7 @@ class _Trainer:
     def step(self, batch: Batch) -> dict[str, float]:
         """Update all networks on one batch and return the terms, in nats."""
         networks, args = self.networks, batch.additional_forward_args
-        with torch.set_grad_enabled(bool(self.base)), self.settings.autocast(self.passes.model):
+        with torch.set_grad_enabled(bool(self.base)):
             first = self.passes.first(batch.inputs, args)
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
@@ -276,8 +265,7 @@ class _Trainer:
     def _task_loss(self, batch: Batch, first: Pass, logits: dict[Site, Tensor]) -> Tensor:
         """Distortion of the second pass, whose features are the running ones, noised."""
         args = batch.additional_forward_args
-        with self.settings.autocast(self.passes.model):
-            second = self.passes.second(batch.inputs, args, noise_sites(self.networks, logits))
+        second = self.passes.second(batch.inputs, args, noise_sites(self.networks, logits))
         output = self.found.task_output
         if self.settings.task == "labels":
             if batch.labels is None:
@@ -289,7 +277,7 @@ class _Trainer:
             return (output.label_loss(second.prediction, batch.labels) - clean).mean()
         reference = first
         if self.teacher is not None:
-            with torch.no_grad(), self.settings.autocast(self.passes.model):
+            with torch.no_grad():
                 reference = self.teacher.first(batch.inputs, args)
         return output.distortion(reference.prediction.detach(), second.prediction).mean()
 
@@ -476,8 +464,7 @@ def fill_bank(
     noised: list[list[Tensor]] = [[] for _ in sizes]
     seen = found.first
     for batch in _bar(walk(), settings, desc="bank", unit="batch"):
-        first = passes.first(batch.inputs, batch.additional_forward_args)
-        z = networks.standardise(first.layers)
+        z = networks.standardise(passes.features(batch.inputs, batch.additional_forward_args))
         logits = networks.alpha_logits(z)
         n = len(batch.inputs[0])
         for i, site in enumerate(networks.sites):

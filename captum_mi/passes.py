@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_mi.batches import device_of
 from captum_mi.hooks import LayerOutput, OnRepeat, capture, capture_only, observe, replace_output
 
 __all__ = ["Pass", "Passes", "Site", "find_sites", "stage_layers"]
@@ -93,6 +95,7 @@ class Passes:
         global_layer: name of the layer that returns y; ``None`` for the model's output.
         on_repeat: which call counts of a layer that runs several times.
         downstream: function from y and the additional forward arguments to logits.
+        amp: what the model runs in by ``torch.autocast``; ``None`` for its own precision.
     """
 
     def __init__(
@@ -102,8 +105,10 @@ class Passes:
         global_layer: str | None = None,
         on_repeat: OnRepeat = "error",
         downstream: Callable[..., Tensor] | None = None,
+        amp: torch.dtype | None = None,
     ) -> None:
         self.model = model
+        self.amp = amp
         self.downstream = downstream
         self.layers = list(layers)
         self.global_layer = global_layer
@@ -113,17 +118,18 @@ class Passes:
     def first(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Pass:
         """Run the model untouched and return what was captured."""
         wanted = self.layers + ([self.global_layer] if self.global_layer is not None else [])
-        with capture(self.model, wanted, self.on_repeat) as captured:
+        with self._precision(), capture(self.model, wanted, self.on_repeat) as captured:
             output = self.model(*inputs, *args)
-        return self._result(captured, output, len(inputs[0]), args)
+            return self._result(captured, output, len(inputs[0]), args)
 
     def features(
         self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]
     ) -> dict[str, LayerOutput]:
         """Captured layers of the first pass, which ends after the deepest of them."""
-        return capture_only(
-            self.model, self.layers, lambda: self.model(*inputs, *args), self.on_repeat
-        )
+        with self._precision():
+            return capture_only(
+                self.model, self.layers, lambda: self.model(*inputs, *args), self.on_repeat
+            )
 
     def second(
         self,
@@ -140,11 +146,17 @@ class Passes:
             self._calls = self._count_calls(list(transforms), inputs, args)
         only_global = [self.global_layer] if self.global_layer is not None else []
         with (
+            self._precision(),
             replace_output(self.model, transforms, self.on_repeat, self._calls),
             capture(self.model, only_global, self.on_repeat) as captured,
         ):
             output = self.model(*inputs, *args)
-        return self._result(captured, output, len(inputs[0]), args)
+            return self._result(captured, output, len(inputs[0]), args)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.amp is None:
+            return nullcontext()
+        return torch.autocast(device_of(self.model).type, dtype=self.amp)
 
     def _count_calls(
         self, layers: Sequence[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...]

@@ -1,0 +1,31 @@
+"""Mixed precision: the model's passes may run under ``torch.autocast``, our networks never do."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from captum_mi.batches import device_of, dtype_of
+
+__all__ = ["chosen_amp", "full_precision", "surrounding_amp"]
+
+
+def surrounding_amp(model: nn.Module) -> torch.dtype | None:
+    """What the ``torch.autocast`` that the caller is in would run the model in, if any."""
+    device = device_of(model).type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def chosen_amp(model: nn.Module, amp: bool | None) -> torch.dtype | None:
+    """What a fit runs the model in: by default bfloat16 on CUDA, for float32 models."""
+    if amp is None:
+        surrounding = surrounding_amp(model)
+        if surrounding is not None:
+            return surrounding
+        amp = device_of(model).type == "cuda" and dtype_of(model) == torch.float32
+    return torch.bfloat16 if amp else None
+
+
+def full_precision(model: nn.Module) -> torch.autocast:
+    """Leave the surrounding ``torch.autocast`` for a while."""
+    return torch.autocast(device_of(model).type, enabled=False)

@@ -1,0 +1,68 @@
+"""Mixed precision: the model alone runs in it, and maps hardly change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from captum_mi import InfoBottleneckAttribution
+from captum_mi.datasets import DigitResNet, make_scenes
+
+
+@pytest.fixture(scope="module")
+def digits():
+    scenes = make_scenes(256, seed=0)
+    torch.manual_seed(0)
+    model = DigitResNet((8, 16, 32, 32)).fit(scenes, 6, progress=False)
+    attr = InfoBottleneckAttribution(model)
+    attr.fit(list(scenes.images.split(64)), 30, progress=False, bank_size=512)
+    return attr, scenes.images[:40], scenes.labels[:40, 0]
+
+
+def autocast(dtype):
+    return torch.autocast("cpu", dtype)
+
+
+def errors(digits, dtype, **options):
+    """Of maps in mixed precision, as shares of each map's maximum ``(n, pixels)``."""
+    attr, images, labels = digits
+    exact = attr.attribute(images, labels, **options)
+    with autocast(dtype):
+        mixed = attr.attribute(images, labels, **options)
+    assert mixed.dtype == torch.float32
+    assert not torch.equal(mixed, exact)  # the model did run in it
+    return ((mixed - exact).abs() / exact.abs().amax((1, 2, 3), keepdim=True)).flatten(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"weighting": "none"}, {"information": "general"}])
+def test_maps_in_float16_and_in_bfloat16_are_those_in_float32(digits, options):
+    """Nearly everywhere to a hundredth of the maximum in float16, on average in bfloat16."""
+    in_float16 = errors(digits, torch.float16, **options)
+    assert in_float16.quantile(0.99) < 0.01
+    assert in_float16.max() < 0.03
+    assert errors(digits, torch.bfloat16, **options).mean(1).max() < 0.01
+
+
+@pytest.mark.parametrize("options", [{"estimator": "infomax"}, {"refine_steps": 2}])
+def test_every_pass_runs_in_mixed_precision(digits, options):
+    assert errors(digits, torch.float16, **options).max() < 0.05
+
+
+def test_fitting_inside_autocast_is_amp(digits):
+    """And our own networks stay in float32, to the last bit."""
+    attr, images, labels = digits
+    maps = []
+    for dtype, amp in ((torch.bfloat16, None), (None, True)):
+        again = InfoBottleneckAttribution(attr.forward_func)
+        with autocast(dtype or torch.float16) if dtype else torch.no_grad():
+            again.fit([images], 2, amp=amp, progress=False, bank_size=64)
+        maps.append(again.attribute(images, labels))
+    assert torch.equal(*maps)
+
+
+def test_the_callers_autocast_is_left_as_found(digits):
+    attr, images, _ = digits
+    with autocast(torch.bfloat16):
+        attr.attribute(images, 0)
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.nn.functional.linear(images, torch.ones(2, 48)).dtype == torch.bfloat16
