@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Occlusion
+from peers.method import Reduction, reduced
 from report import mean_and_error, provenance, write_table
 from torch import Tensor
 from tqdm import tqdm
@@ -34,32 +36,44 @@ from cub_protonet import (
     open_data,
 )
 
-Method = Callable[[Tensor, Tensor, Episode], Tensor]
 OURS = "captum_mi"
+METRICS = (effective_heat_ratio, inside_box, pointing)
+
+
+class Explained(NamedTuple):
+    """A method, and how its attributions are reduced."""
+
+    attribute: Callable[[Tensor, Tensor, Episode], Tensor]
+    reductions: tuple[Reduction, ...] = ("signed",)
 
 
 def methods(
     network: PrototypicalNetwork, attr: InfoBottleneckAttribution
-) -> dict[str, Method]:
-    """From queries, ways and the episode to attributions of the queries' shape."""
+) -> dict[str, Explained]:
+    """From queries, ways and the episode to attributions of the queries' shape.
+
+    A prototypical network's outputs are negative: what Grad-CAM keeps of them after its ReLU is
+    mostly nothing.
+    """
     integrated, occlusion = IntegratedGradients(network), Occlusion(network)
     grad_cam = LayerGradCam(network, network.get_submodule("encoder.layer4"))
 
     def cam(x: Tensor, way: Tensor, episode: Episode) -> Tensor:
-        coarse = grad_cam.attribute(x, way, episode, relu_attributions=True)
+        coarse = grad_cam.attribute(x, way, episode)
         return LayerAttribution.interpolate(coarse, x.shape[2:], "bilinear")
 
     return {
-        OURS: lambda x, way, episode: attr.attribute(x, way, episode),
-        f"{OURS}, weighting='none'": lambda x, way, episode: attr.attribute(
-            x, way, episode, weighting="none"),
-        "Integrated Gradients 50 (absolute)": lambda x, way, episode: integrated.attribute(
+        OURS: Explained(lambda x, way, episode: attr.attribute(x, way, episode)),
+        f"{OURS}, weighting='none'": Explained(lambda x, way, episode: attr.attribute(
+            x, way, episode, weighting="none")),
+        "Integrated Gradients 50": Explained(lambda x, way, episode: integrated.attribute(
             x, target=way, additional_forward_args=episode, n_steps=50,
-            internal_batch_size=500).abs(),
-        "Occlusion 16/8 (signed)": lambda x, way, episode: occlusion.attribute(
+            internal_batch_size=500), ("signed", "absolute")),
+        "Occlusion 16/8": Explained(lambda x, way, episode: occlusion.attribute(
             x, (3, 16, 16), (3, 8, 8), target=way, additional_forward_args=episode),
-        "Grad-CAM (positive)": cam,
-        "random": lambda x, way, episode: torch.rand_like(x),
+            ("signed", "absolute")),
+        "Grad-CAM": Explained(cam, ("positive", "absolute")),
+        "random": Explained(lambda x, way, episode: torch.rand_like(x)),
     }
 
 
@@ -76,8 +90,8 @@ def main() -> None:
     attr = fitted(network, base, options)
     torch.manual_seed(options.seed)
     compared = methods(network, attr)
-    rows: dict[str, list[list[Tensor]]] = {name: [] for name in compared}
-    seconds = dict.fromkeys(compared, 0.0)
+    rows: dict[str, list[list[Tensor]]] = {}
+    seconds: dict[str, float] = {}
     inside: list[Tensor] = []
     ways = torch.arange(options.ways)
     sampler = EpisodeSampler(novel.labels, options.ways, options.shots, 1, options.explained,
@@ -95,10 +109,13 @@ def main() -> None:
         query, own, masks = query[kept], ways[kept], masks[kept]
         for name, method in compared.items():
             began = time.perf_counter()
-            heat = method(query, own, episode).detach().sum(1).cpu()
-            seconds[name] += time.perf_counter() - began
-            rows[name].append([m(heat, masks) for m in (effective_heat_ratio, inside_box,
-                                                        pointing)])
+            raw = method.attribute(query, own, episode).detach()
+            spent = time.perf_counter() - began
+            for reduction in method.reductions:
+                row = f"{name} ({reduction})"
+                heat = reduced(raw, reduction).sum(1).cpu()
+                seconds[row] = seconds.get(row, 0.0) + spent
+                rows.setdefault(row, []).append([m(heat, masks) for m in METRICS])
         inside.append(evidence_inside(attr, query, own, masks, episode))
     if not inside:
         sys.exit(f"no query of {options.explained} episodes is classified correctly and has a box "
@@ -129,13 +146,14 @@ def write(
         name: [torch.cat(column).float() for column in zip(*parts)]
         for name, parts in rows.items()
     }
-    n = len(values[OURS][0])
+    ours = f"{OURS} (signed)"
+    n = len(values[ours][0])
     table = []
     for name, columns in values.items():
-        paired = [mean_and_error(ours - theirs) for ours, theirs in zip(values[OURS], columns)]
+        paired = [mean_and_error(own - other) for own, other in zip(values[ours], columns)]
         table.append([
             name, *map(mean_and_error, columns),
-            *(("", "") if name == OURS else (paired[0], paired[2])),
+            *(("", "") if name == ours else (paired[0], paired[2])),
             f"{1000 * seconds[name] / n:.1f}",
         ])
     difference = mean_and_error(inside[:, 0] - inside[:, 1])

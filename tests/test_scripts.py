@@ -122,7 +122,7 @@ def test_few_shot_benchmark(novel_classes):
         "--out", novel_classes.parent / "few_shot",
     )
     assert "own way" in printed
-    assert len((novel_classes.parent / "few_shot.csv").read_text().splitlines()) == 7
+    assert len((novel_classes.parent / "few_shot.csv").read_text().splitlines()) == 1 + 9
 
 
 def test_representation_analysis(tmp_path):
