@@ -88,11 +88,13 @@ def build(options: argparse.Namespace, classes: int) -> nn.Module:
         model.fc = nn.Linear(model.fc.in_features, classes)
         options.weights = None  # the last layer has yet to be trained
         return model.to(options.device)
-    model = torchvision.models.get_model(options.model, num_classes=classes)
-    if options.weights:
-        state = torch.load(options.weights, map_location="cpu", weights_only=True)
-        model.load_state_dict({key: value.float() if value.is_floating_point() else value
-                               for key, value in state.items()})
+    if not options.weights:
+        model = torchvision.models.get_model(options.model, num_classes=classes)
+        return model.to(options.device).eval()
+    state = torch.load(options.weights, map_location="cpu", weights_only=True)
+    model = torchvision.models.get_model(options.model, num_classes=len(state["fc.bias"]))
+    model.load_state_dict({key: value.float() if value.is_floating_point() else value
+                           for key, value in state.items()})
     return model.to(options.device).eval()
 
 

@@ -73,7 +73,7 @@ def photographs(tmp_path):
         blob=np.concatenate(files), off=np.cumsum([0, *map(len, files)]),
         label=np.arange(48) % 6, split=(np.arange(48) >= 16).astype(np.int8),
         box=np.tile(np.array([8, 8, 32, 40], np.int16), (48, 1)),
-        names=np.array([f"class {i}" for i in range(6)]),
+        names=np.array([f"class {i}" for i in range(8)]),  # two of them in no split
     )
     return tmp_path
 
