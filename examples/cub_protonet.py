@@ -184,7 +184,7 @@ def pictures(
         "for the next way": attr.attribute(query, other, episode),
         "information in x' (no target)": attr.attribute(query, None, episode),
     }
-    names = [novel.classes[c] for c in draw.classes]
+    names = [novel.classes[c].split(",")[0] for c in draw.classes]  # of several, the first
     return {
         "queries": panel(
             query, maps, [f"{name}\np {p[i, i]:.2f}" for i, name in enumerate(names)],

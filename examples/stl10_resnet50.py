@@ -67,7 +67,7 @@ def main() -> None:
         stem = options.out / "-".join(attr.layers)
         attr.save(f"{stem}.safetensors")
         history.plot().savefig(f"{stem}_history.png", dpi=110)
-        titles = [validation.classes[validation[i][1]] for i in chosen]
+        titles = [validation.classes[validation[i][1]].split(",")[0] for i in chosen]
         figure(images, attr.attribute(images), titles, name).savefig(f"{stem}.png", dpi=110)
     print(f"figures and fits in {options.out}/")
 
