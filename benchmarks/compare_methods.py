@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ from captum_mi.visualize import panel
 OURS = "captum_mi"
 Registry = dict[str, Method | list[Method]]
 Result = dict[str, Any]
+Fits = Callable[[], list[InfoBottleneckAttribution]]
+
+#: Options that leave peers as they are.
+_OF_OURS = ("layers", "steps", "refits", "fits", "refine_steps")
 
 
 def parse() -> argparse.Namespace:
@@ -76,12 +82,8 @@ def main() -> None:
     train = load(options.data, "train", options.train, options.seed, view).to(device)
     photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(device)
     stages = stage_layers(model, (train.images[:2],), (), 2)
-    fits = [fitted(model, train, options, options.seed + i) for i in range(options.refits)]
-    origin = provenance(
-        model=options.model, layers="+".join(fits[0].layers), fitted_on=options.train,
-        fits=options.refits, batch=options.batch, seed=options.seed, skipped=options.skip,
-        **{"bfloat16": "while fitting and for perturbed images"} if options.amp else {},
-    )
+    fits = cache(lambda: [fitted(model, train, options, options.seed + i)
+                          for i in range(options.refits)])
     chosen = evaluation_set(model, photos, options.n)
     grids = mosaics(model, photos, options.mosaics, options.confidence, options.seed)
     evaluation = Evaluation(
@@ -94,7 +96,8 @@ def main() -> None:
         results |= finished(name, method, evaluation, metrics, options)
         for row in [row for row in results if row.startswith(name)][-1:]:
             print(*cells(row, results[row], metrics), sep="  ", flush=True)
-    write(results, metrics, fits, origin, evaluation, options)
+    explained_by_us = any(row.startswith(OURS) for row in results)
+    write(results, metrics, fits() if explained_by_us else [], evaluation, options)
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
         shown = {name: result["heat"][:6] for name, result in results.items()}
@@ -121,13 +124,13 @@ def fitted(
     return attr
 
 
-def ours(fits: list[InfoBottleneckAttribution], options: argparse.Namespace) -> Registry:
-    """The default and its variants, each by every fit."""
+def ours(fits: Fits, options: argparse.Namespace) -> Registry:
+    """The default and its variants, each by every fit; fits are made at the first explanation."""
 
     def variant(**keywords: Any) -> list[Method]:
         return [
-            Method(lambda x, t, attr=attr: attr.attribute(x, t, **keywords), batch=50)  # type: ignore[misc]
-            for attr in fits
+            Method(lambda x, t, i=i: fits()[i].attribute(x, t, **keywords), batch=50)  # type: ignore[misc]
+            for i in range(options.refits)
         ]
 
     found: Registry = {OURS: variant(), f"{OURS}, weighting='none'": variant(weighting="none")}
@@ -175,10 +178,10 @@ def finished(
     """A method's results, one for each reduction; loaded where they were kept."""
     folder = options.parts or Path(f"{options.out}_parts")
     path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
-    settings = {
-        key: str(value) for key, value in vars(options).items()
-        if key not in ("methods", "pictures", "out", "parts", "metrics")
-    } | {"metrics": " ".join(metrics)}
+    ignored = ["methods", "pictures", "out", "parts", "metrics"]
+    ignored += [] if name.startswith(OURS) else _OF_OURS
+    settings = {key: str(value) for key, value in vars(options).items() if key not in ignored}
+    settings["metrics"] = " ".join(metrics)
     if path.exists():
         kept = torch.load(path, weights_only=True)
         if kept["settings"] == settings:
@@ -238,17 +241,16 @@ def cells(name: str, result: Result, metrics: list[str]) -> list[str]:
 
 def write(
     results: dict[str, Result], metrics: list[str], fits: list[InfoBottleneckAttribution],
-    origin: str, evaluation: Evaluation, options: argparse.Namespace,
+    evaluation: Evaluation, options: argparse.Namespace,
 ) -> None:
     """Tables and figures."""
     out: Path = options.out
     n, grids = len(evaluation.photos.images), len(evaluation.grids.images)
     small = "" if evaluation.photos.boxes is None else " with a box under half of the image"
-    seconds = sum(attr.history.seconds for attr in fits) / len(fits)
     note = (
         f"{n} correctly classified validation images{small}, {grids} mosaics; mean ± standard "
-        "error over images. Lower is better for deletion and infidelity, higher elsewhere. Each "
-        f"of {len(fits)} fit(s): {len(fits[0].history)} steps in {seconds:.0f} s.\n\n{origin}"
+        "error over images. Lower is better for deletion and infidelity, higher elsewhere."
+        f"{about(fits)}\n\n{origin(fits, options)}"
     )
     header = ["method (reduction)", *metrics, "ms/image", "forward passes"]
     rows = [cells(name, result, metrics) for name, result in results.items()]
@@ -256,10 +258,30 @@ def write(
     default = f"{OURS} (signed)"
     if default in results:
         paired(results, default, metrics, note, options)
-    fits[0].history.plot().savefig(f"{out}_history.png", dpi=110)
+    if fits:
+        fits[0].history.plot().savefig(f"{out}_history.png", dpi=110)
     if "degradation" in metrics:
         figure_of_curves(results).savefig(f"{out}_curves.png", dpi=110)
         figure_of_cost(results).savefig(f"{out}_cost.png", dpi=110)
+
+
+def about(fits: list[InfoBottleneckAttribution]) -> str:
+    """What the fits took."""
+    if not fits:
+        return ""
+    seconds = sum(attr.history.seconds for attr in fits) / len(fits)
+    return f" Each of {len(fits)} fit(s): {len(fits[0].history)} steps in {seconds:.0f} s."
+
+
+def origin(fits: list[InfoBottleneckAttribution], options: argparse.Namespace) -> str:
+    """Under what conditions the numbers were measured."""
+    conditions = {"model": options.model, "seed": options.seed, "skipped": options.skip}
+    if fits:
+        conditions |= {"layers": "+".join(fits[0].layers), "fitted_on": options.train,
+                       "batch": options.batch}
+    if options.amp:
+        conditions["bfloat16"] = "while fitting and for perturbed images"
+    return provenance(**conditions)
 
 
 def paired(

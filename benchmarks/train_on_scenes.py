@@ -1,31 +1,26 @@
-"""Digit scenes in the layout of photographs, and a torchvision network trained on them.
+"""A torchvision network trained on digit scenes that lie in the layout of photographs.
 
     python benchmarks/train_on_scenes.py --model mobilenet_v3_large --out scenes
     python benchmarks/compare_methods.py --data scenes/scenes.npz --model mobilenet_v3_large \
         --weights scenes/mobilenet_v3_large.pt --out benchmarks/results/scenes_mobilenet_v3_large
 
-Writes ``scenes.npz``, with the box of the digit's ink, and the weights: what the other benchmarks
-take. Scenes have 48 pixels and are seen at 96.
+Writes ``scenes.npz`` (see ``scenes_index.py``) and the weights: what the other benchmarks take.
+Scenes have 48 pixels and are seen at 96.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
 from photographs import Photographs, load
+from scenes_index import write_index
 from torch import Tensor, nn
-from torchvision.ops import masks_to_boxes
-from torchvision.transforms.functional import to_pil_image
-
-from captum_mi.datasets import Scenes, make_scenes
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from training import train
@@ -44,8 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     index = options.out / "scenes.npz"
-    write_index(index, make_scenes(options.train, seed=options.seed),
-                make_scenes(options.test, split="test", seed=options.seed))
+    write_index(index, options.train, options.test, options.seed)
     torch.manual_seed(options.seed)
     model = torchvision.models.get_model(options.model, num_classes=10)
     model = model.to(memory_format=torch.channels_last)
@@ -53,28 +47,6 @@ def main() -> None:
     accuracy = accuracy_on(model, load(index, "validation"))
     torch.save(model.state_dict(), options.out / f"{options.model}.pt")
     print(f"{options.model}: {100 * accuracy:.1f} % of {options.test} scenes of unseen scans")
-
-
-def write_index(path: Path, train: Scenes, validation: Scenes) -> None:
-    """Both splits as PNG files in an index."""
-    images = torch.cat([train.images, validation.images])
-    files = [png(image) for image in images]
-    boxes = masks_to_boxes(torch.cat([train.masks, validation.masks])[:, 0])
-    boxes[:, 2:] += 1  # the last pixel is inside
-    np.savez(
-        path, blob=np.frombuffer(b"".join(files), np.uint8),
-        off=np.cumsum([0, *map(len, files)]),
-        label=torch.cat([train.labels, validation.labels])[:, 0].numpy(),
-        split=np.repeat([0, 1], [len(train.images), len(validation.images)]),
-        box=boxes.numpy().astype(np.int16), names=np.arange(10).astype(str),
-    )
-
-
-def png(image: Tensor) -> bytes:
-    """A file of a scene; what is darker than full ink or lighter than none is clipped."""
-    file = io.BytesIO()
-    to_pil_image((image + 0.2).clamp(0, 1)).save(file, "PNG")
-    return file.getvalue()
 
 
 def train_classifier(model: nn.Module, data: Photographs, options: argparse.Namespace) -> None:

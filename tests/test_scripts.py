@@ -218,6 +218,17 @@ def test_train_on_scenes(tmp_path):
     torchvision.models.mobilenet_v3_small(num_classes=10).load_state_dict(state)
 
 
+def test_novel_digits_are_in_no_base_split(tmp_path):
+    run("benchmarks/scenes_index.py", "--train", 80, "--test", 80, "--novel", 4, "--out",
+        tmp_path / "few_shot.npz")
+    view = View(48, (0.2,) * 3, (1,) * 3)
+    base, validation, novel = (IndexedPhotographs(tmp_path / "few_shot.npz", split, view)
+                               for split in (0, 1, 2))
+    assert set(base.labels) == set(validation.labels) == set(range(6))
+    assert set(novel.labels) == {6, 7, 8, 9}
+    assert len(validation) + len(novel) == 80
+
+
 def test_choices(tmp_path):
     run("benchmarks/choices.py", "--train", 64, "--epochs", 1, "--steps", 1, "--n", 4, "--mosaics",
         0, "--rows", "images shifted", "alpha refined, 4", "--out", tmp_path / "choices")
