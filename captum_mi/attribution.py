@@ -90,6 +90,7 @@ class _BottleneckAttribution(InternalAttribution):
         critic_hidden: Sequence[int] = (256,),
         on_repeat: OnRepeat = "error",
         map_input: int | None = None,
+        channel_axis: Literal["first", "last"] | None = None,
     ) -> None:
         r"""
         Args:
@@ -126,6 +127,11 @@ class _BottleneckAttribution(InternalAttribution):
                 ``"first"``, ``"last"``, or ``"error"``.
             map_input: with several inputs, the index of the one that maps belong to. Default:
                 the only one whose axes match the features'.
+            channel_axis: where the features have their channels, ``"first"`` or ``"last"``.
+                Default: told by the inputs' positions. With them last, features may be
+                ``(N, L, C)``, ``(N, H, W, C)``, ``(N, D, H, W, C)``, or of images tokens
+                ``(N, T, C)``, row by row, after up to eight that belong to no position, such as
+                a class token; those are noised with the mean of alpha's logit.
 
         Raises:
             ValueError: for an unknown layer (with the closest names) or option.
@@ -149,7 +155,7 @@ class _BottleneckAttribution(InternalAttribution):
         self.design = Design(
             noise=noise, inference=inference, critic=critic, output=output, marginal=marginal,
             head_hidden=tuple(head_hidden), critic_hidden=tuple(critic_hidden),
-            on_repeat=on_repeat, map_input=map_input,
+            on_repeat=on_repeat, map_input=map_input, channel_axis=channel_axis,
         )
         self.alpha = None if alpha is None else _alpha_tensor(alpha)
         self._fit: _Fit | None = None
@@ -312,7 +318,7 @@ class _BottleneckAttribution(InternalAttribution):
             stack.enter_context(full_precision(model))
             first = next(walk())
             if not self.layers:
-                self._name_layers(default_layers(model, first))
+                self._name_layers(default_layers(model, first, self.design.channel_axis))
             structure = self._probe(model, first)
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)
@@ -493,7 +499,7 @@ class _BottleneckAttribution(InternalAttribution):
         passes, networks = self._reading_passes(), fit.networks
         with self._reading():
             z = networks.to(formatted[0].device).standardise(passes.features(masked, args))
-            noise = shared_noise({site: z[site] for site in networks.sites}, seed)
+            noise = shared_noise({site: z[site] for site in networks.noised_sites}, seed)
             noised = noise_sites(networks, networks.alpha_logits(z), noise)
             return passes.second(formatted, args, noised).prediction
 

@@ -22,7 +22,8 @@ from captum_mi.history import History
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
 from captum_mi.outputs import Output, make_output, resolve_kind
-from captum_mi.passes import Pass, Passes, Site
+from captum_mi.passes import Pass, Passes
+from captum_mi.sites import Site
 
 __all__ = ["Settings", "Survey", "Walk", "fill_bank", "noise_sites", "survey", "train"]
 
@@ -247,7 +248,7 @@ class _Trainer:
         bound, likelihood, held, marginal = self._heads(z, noised, first.y, _held_out(batch))
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
-        alpha = torch.stack([torch.sigmoid(logit).mean() for logit in logits.values()]).mean()
+        alpha = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
         weight = ranks.weight_of(len(first.y), first.y.device)
         values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha)
         values |= _values(1.0, info_nce=nce, head=held, marginal=marginal)
@@ -394,7 +395,7 @@ def noise_sites(
 
         return inject
 
-    return {site: noiser(site) for site in networks.sites}
+    return {site: noiser(site) for site in networks.noised_sites}
 
 
 def _endless(walk: Walk) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from captum_mi.grid import finest, locals_of, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
 from captum_mi.moments import Moments
 from captum_mi.outputs import make_output
-from captum_mi.passes import Site
+from captum_mi.sites import Site
 from captum_mi.structure import Design, Structure
 
 __all__ = ["Bank", "Networks"]
@@ -71,7 +71,7 @@ class Networks(nn.Module):
         super().__init__()
         self.design = design
         self.sites, self.context = structure.sites, structure.context
-        self.head_sites = structure.head_sites
+        self.head_sites, self.tokens = structure.head_sites, structure.tokens
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context
         axes = max(site.position_axes for site in sites)
@@ -102,7 +102,12 @@ class Networks(nn.Module):
     @property
     def all_sites(self) -> tuple[Site, ...]:
         """All sites without repeats, in the order of :attr:`moments`."""
-        return tuple(dict.fromkeys(self.sites + self.head_sites + self.context))
+        return tuple(dict.fromkeys(self.sites + self.head_sites + self.context + self.tokens))
+
+    @property
+    def noised_sites(self) -> tuple[Site, ...]:
+        """Where noise is injected: the sites, and tokens that belong to no position."""
+        return self.sites + self.tokens
 
     def moments_of(self, site: Site) -> Moments:
         """The moments of a site or a context layer."""
@@ -120,11 +125,11 @@ class Networks(nn.Module):
         return logit
 
     def spread(self, alpha_map: Tensor, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
-        """The map of logits, resized to each site's grid."""
-        return {site: resize(alpha_map, z[site].shape[2:]) for site in self.sites}
+        """The map of logits, resized to each noised site's grid; its mean for a single token."""
+        return {site: resize(alpha_map, z[site].shape[2:]) for site in self.noised_sites}
 
     def alpha_logits(self, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
-        """Logit of alpha for each site: one map, resized."""
+        """Logit of alpha for each noised site: one map, resized."""
         return self.spread(self.alpha_map(z), z)
 
     def head(self, i: int, z: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from torch import Tensor
 from captum_mi.bottleneck import inject_noise
 from captum_mi.hooks import LayerOutput
 from captum_mi.networks import Networks
-from captum_mi.passes import Pass, Passes, Site
+from captum_mi.passes import Pass, Passes
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 from captum_mi.readout import Readout
 from captum_mi.refinement import refine
+from captum_mi.sites import Site
 
 __all__ = [
     "Estimate", "Estimator", "Information", "Reader", "Weighting", "chunks", "estimates",

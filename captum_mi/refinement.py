@@ -11,7 +11,8 @@ from captum_mi.bottleneck import inject_noise
 from captum_mi.fitting import noise_sites
 from captum_mi.networks import Networks
 from captum_mi.outputs import Output, make_output, resolve_kind
-from captum_mi.passes import Pass, Passes, Site
+from captum_mi.passes import Pass, Passes
+from captum_mi.sites import Site
 
 __all__ = ["refine", "shared_noise"]
 
@@ -48,7 +49,7 @@ def refine(
     Returns:
         Refined map of logits on the finest grid, ``(N, 1, *positions)``.
     """
-    noise = shared_noise({site: z[site] for site in networks.sites}, seed)
+    noise = shared_noise({site: z[site] for site in networks.noised_sites}, seed)
     task_output = _task_output(networks, first)
     with torch.enable_grad():
         alpha_map = networks.alpha_map(z).detach().clone().requires_grad_()

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
 from captum_mi.hooks import OnRepeat
 from captum_mi.outputs import OutputKind, resolve_kind
-from captum_mi.passes import Passes, Site, find_sites, stage_layers
+from captum_mi.passes import Passes
+from captum_mi.sites import ChannelAxis, Site, find_sites, position_sizes
+from captum_mi.stages import stage_layers
 
 __all__ = ["Design", "Structure", "check_choice", "default_layers", "probe"]
 
@@ -45,6 +47,7 @@ class Design:
     marginal: MarginalKind = "data"
     on_repeat: OnRepeat = "error"
     map_input: int | None = None
+    channel_axis: ChannelAxis | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -55,8 +58,9 @@ class Design:
             ("on_repeat", OnRepeat),
         ):
             check_choice(name, getattr(self, name), choices)
-        if self.output is not None:
-            check_choice("output", self.output, OutputKind)
+        for name, optional in (("output", OutputKind), ("channel_axis", ChannelAxis)):
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), optional)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,6 +79,7 @@ class Structure:
         sites: where noise is injected and information is read.
         head_sites: where information is read, but no noise injected.
         context: what the inference network reads.
+        tokens: where noise is injected that belongs to no position, such as a class token.
         global_layer: name of the layer that returns y, ``None`` for the model's output.
         output: what y is.
         y_shape: shape of one example's y.
@@ -86,6 +91,7 @@ class Structure:
     sites: tuple[Site, ...]
     head_sites: tuple[Site, ...]
     context: tuple[Site, ...]
+    tokens: tuple[Site, ...]
     global_layer: str | None
     output: OutputKind
     y_shape: tuple[int, ...]
@@ -117,15 +123,17 @@ class Structure:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Structure:
         sites = {
-            name: tuple(Site(**site) for site in values[name])
-            for name in ("sites", "head_sites", "context")
+            name: tuple(Site.from_dict(site) for site in values[name])
+            for name in ("sites", "head_sites", "context", "tokens")
         }
         tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
         signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
         return cls(**{**values, **sites, **tuples, "signature": signature})
 
 
-def default_layers(model: nn.Module, batch: Batch) -> list[str]:
+def default_layers(
+    model: nn.Module, batch: Batch, channel_axis: ChannelAxis | None = None
+) -> list[str]:
     """The last blocks of the two stages before the deepest, which a head alone reads.
 
     Earlier stages tell little about the class, the deepest one little about where: on
@@ -136,7 +144,7 @@ def default_layers(model: nn.Module, batch: Batch) -> list[str]:
     """
     axes = max(x.dim() for x in batch.inputs) - 2
     args = batch.additional_forward_args
-    stages = stage_layers(model, batch.inputs, args, axes) if axes > 0 else []
+    stages = stage_layers(model, batch.inputs, args, axes, channel_axis) if axes > 0 else []
     if not stages:
         shapes = [tuple(x.shape) for x in batch.inputs]
         raise ValueError(
@@ -168,8 +176,14 @@ def probe(
         passes = Passes(model, names, global_layer, design.on_repeat, downstream)
         return passes.first(inputs, args)
 
+    def found(names: Sequence[str]) -> list[tuple[list[Site], list[Site]]]:
+        sizes = position_sizes(inputs)
+        return [
+            find_sites(name, first.layers[name], sizes, design.channel_axis) for name in names
+        ]
+
     def sites_of(names: Sequence[str]) -> tuple[Site, ...]:
-        return tuple(site for name in names for site in find_sites(name, first.layers[name]))
+        return tuple(site for sites, _ in found(names) for site in sites)
 
     first = run([*layers, *(head_layers or ()), *(context_layers or ())])
     sites = sites_of(layers)
@@ -182,7 +196,7 @@ def probe(
             )
     axes = max(site.position_axes for site in sites)
     if head_layers is None or context_layers is None:
-        stages = stage_layers(model, inputs, args, axes)
+        stages = stage_layers(model, inputs, args, axes, design.channel_axis)
         if head_layers is None:
             head_layers = [name for name in stages[-1:] if axes and name not in layers]
         if context_layers is None:
@@ -194,6 +208,7 @@ def probe(
         sites=sites,
         head_sites=sites_of(head_layers),
         context=sites_of(context_layers),
+        tokens=tuple(token for _, tokens in found(layers) for token in tokens),
         global_layer=None if is_output else global_layer,
         output=resolve_kind(design.output, y_shape, is_output and downstream is None),
         y_shape=y_shape,

@@ -1,0 +1,160 @@
+"""Features with their channels last, tokens with a class token, and networks of one grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import SwinTransformer, VisionTransformer
+
+from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.sites import find_sites
+from captum_mi.stages import stage_layers
+
+
+class Rearranged(nn.Module):
+    """A network whose middle layer returns its features in one of several layouts."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.layout = layout
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.middle = nn.Identity()
+        self.top = nn.Conv2d(8, 5, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.layout == "last":
+            x = self.middle(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        elif self.layout == "tokens":
+            x = self.middle(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (8, 12))
+        else:
+            x = self.middle(x)
+        logits: Tensor = self.top(x).mean((2, 3))
+        return logits
+
+
+@pytest.mark.parametrize("layout", ["last", "tokens"])
+def test_the_layout_of_features_changes_no_map(layout, quick_fit):
+    images = torch.randn(16, 3, 16, 24, generator=torch.manual_seed(1))
+    maps = []
+    for one in ("first", layout):
+        torch.manual_seed(0)
+        model = Rearranged(one).eval()
+        attr = quick_fit(InfoBottleneckAttribution(model, "middle"), [images], steps=5)
+        maps.append(attr.attribute(images, 2, refine_steps=2))
+    torch.testing.assert_close(maps[1], maps[0], rtol=0, atol=1e-5 * float(maps[0].abs().max()))
+
+
+@pytest.fixture
+def vit() -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, num_layers=8, num_heads=2, hidden_dim=16, mlp_dim=32,
+                              num_classes=5).eval()
+    nn.init.normal_(model.heads.head.weight)  # torchvision starts it at zero
+    return model
+
+
+@pytest.fixture
+def pictures() -> Tensor:
+    return torch.randn(12, 3, 32, 32, generator=torch.manual_seed(1))
+
+
+def test_a_vision_transformer_is_read_at_its_quarters(vit, pictures, quick_fit, tmp_path):
+    attr = quick_fit(InfoBottleneckAttribution(vit), [pictures])
+    assert attr.layers == [f"encoder.layers.encoder_layer_{i}" for i in (3, 5)]
+    assert [site.layer[-1] for site in attr.networks.head_sites] == ["7"]
+    maps = attr.attribute(pictures, 1)
+    assert maps.shape == pictures.shape
+    scale = float(maps.abs().max())
+    assert scale > 0
+    torch.testing.assert_close(attr.attribute(pictures[3:4], 1), maps[3:4], rtol=0,
+                               atol=1e-5 * scale)
+    attr.save(tmp_path / "fit.safetensors")
+    again = InfoBottleneckAttribution.load(tmp_path / "fit.safetensors", vit)
+    torch.testing.assert_close(again.attribute(pictures, 1), maps, rtol=0, atol=0)
+    layer = LayerInfoBottleneckAttribution(vit, "encoder.layers.encoder_layer_3")
+    assert quick_fit(layer, [pictures]).attribute(pictures, 1).shape == (12, 1, 4, 4)
+
+
+def test_nothing_passes_beside_the_bottleneck(vit, pictures, quick_fit):
+    """The class token is noised too: at alpha 1 all images look the same, at 0 nothing changes."""
+    layer = "encoder.layers.encoder_layer_3"
+    for alpha in (0.0, 1.0):
+        attr = quick_fit(InfoBottleneckAttribution(vit, layer, alpha=alpha), [pictures])
+        (token,) = attr.networks.tokens
+        assert token.name == f"{layer} token 0"
+        seen = attr.predict_noised(pictures)
+        with torch.no_grad():
+            expected = vit(pictures) if alpha == 0 else seen[:1].expand_as(seen)
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
+
+
+def test_a_network_with_channels_last(pictures, quick_fit):
+    model = SwinTransformer([2, 2], 8, [1, 1, 1], [1, 1, 2], [2, 2], num_classes=5,
+                            stochastic_depth_prob=0.0).eval()
+    attr = quick_fit(InfoBottleneckAttribution(model), [pictures])
+    grids = [tuple(site.view(torch.zeros(1, n, n, site.channels)).shape)
+             for site, n in zip(attr.networks.sites, (16, 8))]
+    assert grids == [(1, 8, 16, 16), (1, 16, 8, 8)]
+    assert attr.attribute(pictures, 1).shape == pictures.shape
+
+
+class Text(nn.Module):
+    """Tokens of a sequence, embedded and encoded: features (N, L, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.encoder = nn.Linear(8, 6)
+        self.top = nn.Linear(6, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        logits: Tensor = self.top(self.encoder(self.embedding(words)).relu().mean(1))
+        return logits
+
+
+def test_a_sequence_of_words(quick_fit):
+    words = torch.randint(20, (16, 10), generator=torch.manual_seed(0))
+    attr = quick_fit(InfoBottleneckAttribution(Text().eval(), "encoder"), [words])
+    assert attr.networks.sites[0].channels == 6
+    assert attr.attribute(words, 1).shape == (16, 10)
+
+
+def test_stages_of_torchvision_networks():
+    x = torch.randn(1, 3, 64, 64)
+    stages = {
+        "resnet18": ["layer1", "layer2", "layer3", "layer4"],
+        "convnext_tiny": ["features.1", "features.3", "features.5", "avgpool"],
+        "swin_t": ["features.1", "features.3", "features.5", "permute"],
+    }
+    for name, expected in stages.items():
+        model = torchvision.models.get_model(name).eval()
+        assert stage_layers(model, (x,), (), 2)[:3] == expected[:3]
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_tokens_fill_the_grid_of_the_image(prefix):
+    features = torch.randn(2, prefix + 3 * 5, 7)
+    (site,), tokens = find_sites("block", features, [(48, 80)])
+    assert (site.prefix, site.grid, len(tokens)) == (prefix, (3, 5), prefix)
+    view = site.view(features)
+    assert view[1, 4, 2, 3] == features[1, prefix + 2 * 5 + 3, 4]
+    assert torch.equal(site.put(features, view), features)
+    for i, token in enumerate(tokens):
+        assert torch.equal(token.view(features), features[:, i])
+        changed = token.put(features, torch.zeros(2, 7))
+        assert (changed[:, i] == 0).all()
+        assert changed.count_nonzero() == features.count_nonzero() - 14
+
+
+def test_tokens_that_are_no_patches():
+    with pytest.raises(ValueError, match="returned 40 tokens; expected one for each square patch"):
+        find_sites("block", torch.randn(2, 40, 7), [(64, 64)], "last")
+
+
+def test_another_number_of_tokens_than_in_the_fit(vit, pictures, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(vit), [pictures])
+    with pytest.raises(ValueError, match=r"the fit saw \(N, 1 \+ 4 x 4 tokens, 16\)"):
+        attr.networks.sites[0].view(torch.zeros(1, 26, 16))
