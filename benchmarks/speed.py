@@ -5,7 +5,7 @@
 
 Networks have random weights: time does not depend on them. Every call is timed after a warm-up, on
 CUDA synchronised; medians and quartiles of ``--repeats`` calls. Writes ``OUT_attribution``,
-``OUT_fit`` and ``OUT_memory``, ``.csv`` and ``.md``.
+``OUT_fit``, ``OUT_growth`` and ``OUT_memory``, ``.csv`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import gc
 import resource
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
+from captum_mi.stages import stage_layers
 
 Call = Callable[[], object]
 
@@ -41,12 +42,15 @@ _DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+",
-                        default=["resnet18", "resnet50", "mobilenet_v3_large", "convnext_tiny"])
+                        default=["resnet18", "resnet50", "mobilenet_v3_large", "convnext_tiny",
+                                 "vit_b_16"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32, 128])
     parser.add_argument("--sizes", type=int, nargs="+", default=[96, 224])
     parser.add_argument("--classes", type=int, nargs="+", default=[50, 1000])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peers", action="store_true", help="also IG, SmoothGrad, Occlusion")
+    parser.add_argument("--growth", action="store_true",
+                        help="also how cost grows with images, pixels, classes and layers")
     parser.add_argument("--calls", type=int, default=0, help="repeated calls for flat memory")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed"))
     options = parser.parse_args()
@@ -55,6 +59,8 @@ def main() -> None:
     origin = provenance(repeats=options.repeats)
     attribution(options, origin)
     fitting(options, origin)
+    if options.growth:
+        growth(options, origin)
     if options.calls:
         memory(options, origin)
 
@@ -65,7 +71,7 @@ def attribution(options: argparse.Namespace, origin: str) -> None:
     for name in options.models:
         for size in options.sizes:
             for classes in options.classes:
-                model = network(name, classes)
+                model = network(name, classes, size)
                 attr = fitted(model, size)
                 for batch in options.batches:
                     images = pictures(batch, size)
@@ -129,7 +135,7 @@ def fitting(options: argparse.Namespace, origin: str) -> None:
     rows = []
     for name in options.models:
         for size in options.sizes:
-            model, images = network(name, 50), pictures(64, size)
+            model, images = network(name, 50, size), pictures(64, size)
             step = fit_step_seconds(model, images)
             forward, _ = seconds(lambda m=model, x=images: no_grad(m, x), options.repeats)
             both, _ = seconds(lambda m=model, x=images: forward_backward(m, x), options.repeats)
@@ -165,9 +171,40 @@ def forward_backward(model: nn.Module, images: Tensor) -> None:
     torch.autograd.grad(model(x).square().sum(), x)
 
 
+def growth(options: argparse.Namespace, origin: str) -> None:
+    """How the cost of attribution grows, one thing at a time, for the first of the networks."""
+    name, size, batch = options.models[0], options.sizes[0], max(options.batches)
+    stages = stage_layers(network(name, 50, size), (pictures(1, size),), (), 2)
+    cases: list[tuple[str, object, int, int, int, Sequence[str] | None]] = []
+    counts = sorted({1, batch // 4, batch // 2, batch} - {0})
+    cases += [("images", n, n, size, 50, None) for n in counts]
+    cases += [("pixels", n, batch, n, 50, None) for n in (size // 2, size, 3 * size // 2)]
+    cases += [("classes", n, batch, size, n, None) for n in (10, 100, 1000)]
+    cases += [("layers", n, batch, size, 50, stages[-n:]) for n in (1, 2, 3, 4)]
+    rows = []
+    for what, value, n, pixels, classes, layers in tqdm(cases, desc="growth"):
+        model, images = network(name, classes, pixels), pictures(n, pixels)
+        attr = fitted(model, pixels, layers)
+        with torch.no_grad():
+            spans = [seconds(call, options.repeats)[0] for call in (
+                lambda m=model, x=images: m(x),
+                lambda a=attr, x=images: a.attribute(x, 0),
+                lambda a=attr, x=images: a.evidence(x))]
+        base, one, every = map(median, spans)
+        rows.append([what, str(value), f"{1000 * base:.1f}", f"{1000 * one:.1f}",
+                     f"{one / base:.2f}", f"{every / base:.2f}"])
+        print(*rows[-1], sep="  ", flush=True)
+    header = ["what grows", "to", "forward, ms", "a class, ms", "a class, forward passes",
+              "all classes, forward passes"]
+    note = (f"{name}, otherwise {batch} images of {size} pixels, 50 classes and the default "
+            f"layers; layers from the deepest.\n\n{origin}")
+    stem = options.out.with_name(options.out.name + "_growth")
+    print(write_table(stem, "Growth of the cost of attribution", header, rows, note))
+
+
 def memory(options: argparse.Namespace, origin: str) -> None:
     """Memory of the process over many calls."""
-    model = network(options.models[0], 50)
+    model = network(options.models[0], 50, 64)
     attr, images = fitted(model, 64), pictures(2, 64)
     rows = []
     for call in tqdm(range(options.calls + 1), desc="repeated calls"):
@@ -187,10 +224,12 @@ def megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def network(name: str, classes: int) -> nn.Module:
+def network(name: str, classes: int, size: int) -> nn.Module:
     """Random weights, in the memory format that convolutions are fastest in."""
     torch.manual_seed(0)
-    model = torchvision.models.get_model(name, num_classes=classes).eval().requires_grad_(False)
+    sized = {"image_size": size} if name.startswith("vit") else {}
+    model = torchvision.models.get_model(name, num_classes=classes, **sized)
+    model = model.eval().requires_grad_(False)
     return model.to(_DEVICE, memory_format=torch.channels_last)
 
 
@@ -200,9 +239,11 @@ def pictures(n: int, size: int) -> Tensor:
         memory_format=torch.channels_last)
 
 
-def fitted(model: nn.Module, size: int) -> InfoBottleneckAttribution:
+def fitted(
+    model: nn.Module, size: int, layers: Sequence[str] | None = None
+) -> InfoBottleneckAttribution:
     """A fit of one step: its maps mean nothing and cost the same."""
-    attr = InfoBottleneckAttribution(model)
+    attr = InfoBottleneckAttribution(model, layers)
     attr.fit([pictures(8, size)], 1, progress=False, bank_size=256)
     return attr
 

@@ -166,8 +166,9 @@ def test_sanity_benchmark(tmp_path):
 
 def test_speed_benchmark(tmp_path):
     run("benchmarks/speed.py", "--models", "resnet18", "--batches", 1, "--sizes", 64, "--classes",
-        5, "--repeats", 1, "--peers", "--calls", 5, "--out", tmp_path / "speed")
+        5, "--repeats", 1, "--peers", "--growth", "--calls", 5, "--out", tmp_path / "speed")
     assert len((tmp_path / "speed_attribution.csv").read_text().splitlines()) == 1 + 8
+    assert len((tmp_path / "speed_growth.csv").read_text().splitlines()) == 1 + 1 + 3 + 3 + 4
     assert len((tmp_path / "speed_fit.csv").read_text().splitlines()) == 2
     assert len((tmp_path / "speed_memory.csv").read_text().splitlines()) == 1 + 6
 
