@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -128,16 +128,18 @@ class _BottleneckAttribution(InternalAttribution):
             map_input: with several inputs, the index of the one that maps belong to. Default:
                 the only one whose axes match the features'.
             channel_axis: where the features have their channels, ``"first"`` or ``"last"``.
-                Default: told by the inputs' positions. With them last, features may be
-                ``(N, L, C)``, ``(N, H, W, C)``, ``(N, D, H, W, C)``, or of images tokens
-                ``(N, T, C)``, row by row, after up to eight that belong to no position, such as
-                a class token; those are noised with the mean of alpha's logit.
+                Default: told by the inputs' positions, first where both would do, as for most
+                sequences: say ``"last"`` for a transformer or a recurrent network on inputs
+                ``(N, L, features)``. With them last, features may be ``(N, L, C)``,
+                ``(N, H, W, C)``, ``(N, D, H, W, C)``, or of images tokens ``(N, T, C)`` of square
+                patches, row by row, after 0, 1, 2 or 5 that belong to no position, such as a
+                class token; those are noised with the mean of alpha's logit.
 
         Raises:
             ValueError: for an unknown layer (with the closest names) or option.
             TypeError: if the model is not a module.
         """
-        if not isinstance(model, nn.Module):
+        if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
             raise TypeError(
                 f"model must be a torch.nn.Module, whose layers can be hooked; got "
                 f"{type(model).__name__}"
@@ -301,6 +303,9 @@ class _BottleneckAttribution(InternalAttribution):
             kappa=kappa, locals_per_example=locals_per_example, base_lr=base_lr,
             progress=progress,
         )
+        if beta1 and bank_size < 1:
+            raise ValueError(
+                f"bank_size must be at least 1; got {bank_size}. Pass beta1=0 for no critics")
         original: nn.Module = self.forward_func
         base = copy.deepcopy(original) if finetune_base else None
         model = original if base is None else base
@@ -312,8 +317,10 @@ class _BottleneckAttribution(InternalAttribution):
 
         with ExitStack() as stack:
             stack.enter_context(isolated_randomness(seed))
-            stack.enter_context(evaluation_mode(original))
-            stack.enter_context(evaluation_mode(model))
+            for module in (original, model, self.downstream):
+                if isinstance(module, nn.Module):
+                    stack.enter_context(evaluation_mode(module))
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(full_precision(model))
             first = next(walk())
@@ -341,11 +348,15 @@ class _BottleneckAttribution(InternalAttribution):
             model, batch, self.design, self.layers, self.head_layers, self.context_layers,
             self.global_layer, self.downstream,
         )
-        self._check_structure(structure, batch.inputs)
+        self._check_sites(structure)
+        self._check_inputs(structure, batch.inputs)
         return structure
 
-    def _check_structure(self, structure: Structure, inputs: tuple[Tensor, ...]) -> None:
+    def _check_sites(self, structure: Structure) -> None:
         """Whether maps can be made of these sites."""
+
+    def _check_inputs(self, structure: Structure, inputs: tuple[Tensor, ...]) -> None:
+        """Whether they belong to one of these inputs."""
 
     def _build(
         self, model: nn.Module, structure: Structure, bank_sizes: Sequence[int]
@@ -369,9 +380,11 @@ class _BottleneckAttribution(InternalAttribution):
     @contextmanager
     def _reading(self, seed: int | None = None) -> Iterator[None]:
         """Without gradients, in eval mode, in full precision; all left as found."""
+        downstream = self.downstream
         with (
-            torch.no_grad(), isolated_randomness(seed), evaluation_mode(self.model),
-            full_precision(self.model),
+            torch.inference_mode(False), torch.no_grad(), isolated_randomness(seed),
+            evaluation_mode(self.model), full_precision(self.model),
+            evaluation_mode(downstream) if isinstance(downstream, nn.Module) else nullcontext(),
         ):
             yield
 
@@ -631,6 +644,7 @@ class _BottleneckAttribution(InternalAttribution):
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         model: nn.Module = self.forward_func
         structure = Structure.from_dict(state["structure"])
+        self._check_sites(structure)
         networks = self._build(model, structure, state["bank_sizes"])
         networks.load_state_dict(_with_prefix(tensors, "networks."))
         base = None
@@ -739,7 +753,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         torch.Size([32, 3, 16, 16])
     """
 
-    def _check_structure(self, structure: Structure, inputs: tuple[Tensor, ...]) -> None:
+    def _check_sites(self, structure: Structure) -> None:
         for site in structure.sites:
             if not site.position_axes:
                 raise ValueError(
@@ -747,6 +761,8 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
                     "map onto the input. Choose a layer with positions, or use "
                     "LayerInfoBottleneckAttribution for the value per example"
                 )
+
+    def _check_inputs(self, structure: Structure, inputs: tuple[Tensor, ...]) -> None:
         find_map_input(inputs, structure.position_axes, self.design.map_input)
 
     @log_usage()
@@ -805,7 +821,8 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         axes = self._fitted().structure.position_axes
         mapped = find_map_input(formatted, axes, self.design.map_input)
         results = tuple(
-            to_input(maps, x) if i == mapped else zeros_for(x) for i, x in enumerate(formatted)
+            to_input(maps, x, self.design.channel_axis) if i == mapped else zeros_for(x)
+            for i, x in enumerate(formatted)
         )
         formatted_output: Tensor | tuple[Tensor, ...] = _format_output(is_tuple, results)
         return formatted_output

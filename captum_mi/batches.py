@@ -12,6 +12,9 @@ from torch import Tensor, nn
 __all__ = ["Batch", "Signature", "batches", "device_of", "dtype_of", "example_bits", "move"]
 
 
+_GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed integer
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch as the model takes it.
@@ -43,11 +46,16 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """Tensors to a device; tuples and lists element by element; anything else as it is."""
+    """Tensors to a device; tuples and lists element by element; anything else as it is.
+
+    Tensors made in inference mode are copied, so that what is made of them can have gradients.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        moved = value.to(device, non_blocking=True)
+        return moved.clone() if moved.is_inference() else moved
     if isinstance(value, (tuple, list)):
-        return type(value)(move(part, device) for part in value)
+        parts = [move(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
 
 
@@ -80,7 +88,7 @@ def batches(
         yield Batch(
             _channels_last(inputs) if device.type == "cuda" else inputs,
             move(batch.labels, device),
-            move(batch.additional_forward_args, device) or additional_forward_args,
+            move(batch.additional_forward_args or additional_forward_args, device),
         )
     if empty:
         raise ValueError("the loader is empty: it yielded no batch")
@@ -184,9 +192,11 @@ def example_bits(x: Tensor) -> Tensor:
     """An integer per example ``(N,)`` made of the input's own bits.
 
     It is the same whatever batch the example comes in, so that a share of the data can be set
-    aside from any loader, shuffled or not.
+    aside from any loader, shuffled or not. Never negative, and evenly spread: a multiplicative
+    hash (Knuth, 1973), each position with an odd factor of its own.
     """
     rows = x.reshape(len(x), -1)
     if rows.is_floating_point():
         rows = rows.float().view(torch.int32)
-    return rows.long().sum(1)
+    odd = 2 * torch.arange(rows.shape[1], device=x.device) + 1
+    return ((rows.long() * odd).sum(1) * _GOLDEN >> 32) & 0x7FFFFFFF

@@ -21,7 +21,7 @@ from captum_mi.grid import locals_of
 from captum_mi.history import History
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
-from captum_mi.outputs import Output, make_output, resolve_kind
+from captum_mi.outputs import CategoricalOutput, Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
 from captum_mi.sites import Site
 
@@ -52,8 +52,12 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1; got {self.steps}")
+        for name in ("steps", "locals_per_example"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("lr", "base_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number > 0; got {getattr(self, name)}")
         if self.task not in ("prediction", "labels"):
             raise ValueError(f"task must be 'prediction' or 'labels'; got {self.task!r}")
         if self.beta2 is not None and self.kappa is not None:
@@ -94,6 +98,21 @@ def _held_out(batch: Batch) -> Tensor:
     return example_bits(batch.inputs[0]) % _HELD_OUT_SHARE == 0
 
 
+def _warn_if_softmax(networks: Networks, y: Tensor) -> None:
+    """Probabilities that are taken for logits: their softmax is nearly uniform."""
+    design, output = networks.design, networks.output
+    if design.output is not None or not isinstance(output, CategoricalOutput):
+        return
+    flat = y.flatten(1).float()
+    if bool((flat >= 0).all()) and bool(((flat.sum(1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "the model's outputs are positive and sum to 1, as if it ended in a softmax; they "
+            "are taken for logits. Pass output='probabilities' if they are probabilities, or "
+            "output='categorical' if they are logits",
+            stacklevel=3,
+        )
+
+
 @torch.no_grad()
 def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -> Survey:
     """First walk: moments of features, marginals of y and of the predictions.
@@ -122,6 +141,7 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
     device = device_of(passes.model)
     own = len(torch.cat(ys))
     y = _of_all(ys, device)
+    _warn_if_softmax(networks, y)
     held_out = int(ranks.total(torch.tensor(held_out, device=device)))
     networks.output.cpu().fit_marginal(y)
     coordinates = networks.output.critic_input(y)
@@ -245,7 +265,8 @@ class _Trainer:
             for site in networks.sites
         }
         task = self._task_loss(batch, first, logits)
-        bound, likelihood, held, marginal = self._heads(z, noised, first.y, _held_out(batch))
+        held_out = _held_out(batch) & self.found.holds_out
+        bound, likelihood, held, marginal = self._heads(z, noised, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
         alpha = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
@@ -289,7 +310,7 @@ class _Trainer:
         output = self.networks.output
         target = output.encode(y.detach())
         bounds, losses, held = [], [], []
-        trained = ~held_out if self.found.holds_out else torch.ones_like(held_out)
+        trained = ~held_out
         count = ranks.total(trained.sum()).clamp_min(1) / ranks.world()
         for i, site in enumerate(self.networks.sites):
             # Likelihood reaches the head alone: _update differentiates it for nothing else.
@@ -442,6 +463,12 @@ def train(
             bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values})
     history.seconds = time.perf_counter() - start
     trainer.beta2.warn_if_missed()
+    if trainer.critics and not any(history.info_nce):
+        warnings.warn(
+            "the critics were not trained: batches of one example have no negatives. Fit with "
+            "larger batches for estimator='infomax', or pass beta1=0",
+            stacklevel=2,
+        )
     head, marginal = history.recent("head"), history.recent("marginal")
     if head >= marginal:
         warnings.warn(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.grid import finest, n_positions, resize
+from captum_mi.sites import ChannelAxis, channels_are_last
 
 __all__ = ["Unit", "combine", "find_map_input", "per_unit", "to_input", "zeros_for"]
 
@@ -32,7 +33,9 @@ def combine(maps: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
     return torch.stack([resize(one, positions) for one in maps]).mean(0)
 
 
-def to_input(maps: Sequence[Tensor], like: Tensor) -> Tensor:
+def to_input(
+    maps: Sequence[Tensor], like: Tensor, channel_axis: ChannelAxis | None = None
+) -> Tensor:
     """Attributions of the shape of an input from the maps of several layers.
 
     Each map is resized to the input's grid as a density, the maps are averaged, scaled by
@@ -42,9 +45,12 @@ def to_input(maps: Sequence[Tensor], like: Tensor) -> Tensor:
 
     Args:
         maps: ``(N, 1, *positions_l)``, one per layer.
-        like: the input, ``(N, C, *spatial)`` or ``(N, *spatial)``.
+        like: the input, ``(N, C, *spatial)``, ``(N, *spatial, C)`` or ``(N, *spatial)``.
+        channel_axis: see :func:`captum_mi.sites.channels_are_last`.
     """
     grid = finest([tuple(one.shape[2:]) for one in maps])
+    if like.dim() == len(grid) + 2 and channels_are_last(grid, tuple(like.shape), channel_axis):
+        return to_input(maps, like.movedim(-1, 1), "first").movedim(1, -1).contiguous()
     channels, spatial = _channels_and_grid(like, len(grid))
     density = combine(maps, spatial) * (n_positions(grid) / n_positions(spatial) / channels)
     shaped = density.expand(-1, channels, *spatial) if like.dim() > len(spatial) + 1 else density

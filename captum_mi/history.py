@@ -23,7 +23,8 @@ class History:
         info_nce: InfoNCE bound of the critics, mean over layers; empty without a critic.
         alpha: mean of alpha (no unit).
         beta2: multiplier of the information terms (no unit).
-        head: negative log likelihood of the heads on examples that are held out from them.
+        head: negative log likelihood of the heads on examples that are held out from them; NaN
+            in batches without any.
         marginal: negative log likelihood of the marginal r(y) on the same examples.
         kappa: the distortion that beta2 holds, or ``None`` for a beta2 set by hand.
         seconds: wall time of the fit.

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from captum_mi.hooks import LayerOutput
 
-__all__ = ["ChannelAxis", "Site", "downsampled", "find_sites", "position_sizes"]
+__all__ = ["ChannelAxis", "Site", "channels_are_last", "downsampled", "find_sites"]
 
 #: Which axis of a layer's features holds the channels; ``None`` to tell by the inputs.
 ChannelAxis = Literal["first", "last"]
 
-_MAX_PREFIX = 8  # class and register tokens
+_PREFIXES = (0, 1, 2, 5)  # class, distillation and register tokens, as they come in practice
+_ROUNDING = 2  # positions that padding may add to a grid or take away
 
 
 @dataclass(frozen=True)
@@ -99,19 +100,21 @@ class Site:
 def find_sites(
     layer: str,
     output: LayerOutput,
-    sizes: Sequence[tuple[int, ...]] = (),
+    inputs: Sequence[tuple[int, ...]] = (),
     channel_axis: ChannelAxis | None = None,
 ) -> tuple[list[Site], list[Site]]:
     """Sites of a layer's captured output, and its tokens that belong to no position.
 
-    Where the channels are is told by the inputs' positions: features ``(N, T, C)`` of images
-    are tokens of square patches, row by row, after up to 8 others; features
-    whose middle axes are the image's, divided by a common stride, have their channels last.
+    Where the channels are is told by the inputs' positions. Features ``(N, T, C)`` of images are
+    tokens of square patches, row by row, after 0, 1, 2 or 5 others. Features have their channels
+    last if their middle axes, and not their last ones, are the image's divided by a common
+    stride, or if their axis 1, and not their axis 2, is a sequence's length. Else, and where both
+    would do, channels come first.
 
     Args:
         layer: dotted name.
         output: what it returned.
-        sizes: positions of the inputs, see :func:`position_sizes`.
+        inputs: shapes of the inputs.
         channel_axis: where the channels are, if it is known.
 
     Raises:
@@ -128,39 +131,58 @@ def find_sites(
                 "(N, C, H, W), (N, C, D, H, W), or with their channels last"
             )
         shape = tuple(features.shape[1:])
-        found = _token_grid(shape, sizes, channel_axis)
+        found = _token_grid(shape, inputs, channel_axis)
         if found is not None:
             prefix, grid = found
             sites.append(Site(layer, part, shape[1], len(grid), "tokens", prefix, grid))
             tokens += [Site(layer, part, shape[1], 0, "token", i) for i in range(prefix)]
-        elif len(shape) > 1 and _channels_are_last(layer, shape, sizes, channel_axis):
+        elif len(shape) > 1 and _is_last(layer, shape, inputs, channel_axis):
             sites.append(Site(layer, part, shape[-1], len(shape) - 1, "channels_last"))
         else:
             sites.append(Site(layer, part, shape[0], len(shape) - 1))
     return sites, tokens
 
 
-def position_sizes(inputs: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
-    """Positions of inputs ``(N, C, *positions)``, or of ``(N, L)``."""
-    return [tuple(x.shape[2:] if x.dim() > 2 else x.shape[1:]) for x in inputs if x.dim() > 1]
+def downsampled(grid: tuple[int, ...], size: tuple[int, ...], common: bool = True) -> bool:
+    """Whether a grid is that of a size at a stride, up to two positions of rounding.
 
-
-def downsampled(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
-    """Whether a grid is that of a size at a common stride, up to two positions of rounding."""
-    if len(grid) != len(size):
+    Args:
+        grid: positions of features.
+        size: positions of an input.
+        common: one stride for all axes, whole or not; else a whole one for each axis.
+    """
+    if len(grid) != len(size) or any(new > old for new, old in zip(grid, size)):
         return False
-    shares = [positions / length for positions, length in zip(grid, size)]
-    return max(shares) <= 1 and max(shares) - min(shares) <= 2 / min(size)
+    if not common:
+        strides = [max(1, round(old / new)) for new, old in zip(grid, size)]
+        return all(abs(new - old / stride) < _ROUNDING
+                   for new, old, stride in zip(grid, size, strides))
+    shares = [new / old for new, old in zip(grid, size)]
+    return max(shares) - min(shares) <= _ROUNDING / min(size)
+
+
+def channels_are_last(
+    grid: tuple[int, ...], shape: tuple[int, ...], channel_axis: ChannelAxis | None
+) -> bool:
+    """Whether an input ``(N, *axes)``, one axis more than a grid has, keeps its channels last.
+
+    That is so if its other axes are the grid, unless the grid is also that of its last axes and
+    ``channel_axis`` does not say that features come that way.
+    """
+    first, last = shape[2:], shape[1:-1]
+    if grid != last or grid == first:
+        return False
+    return channel_axis == "last" or not downsampled(grid, first)
 
 
 def _token_grid(
-    shape: tuple[int, ...], sizes: Sequence[tuple[int, ...]], channel_axis: ChannelAxis | None
+    shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]], channel_axis: ChannelAxis | None
 ) -> tuple[int, tuple[int, ...]] | None:
     """Leading tokens and grid of features ``(T, C)`` of images; ``None`` if they are not that."""
-    images = [size for size in sizes if len(size) > 1]
+    images = [x[2:] for x in inputs if len(x) > 3]
     if len(shape) != 2 or not images or channel_axis == "first":
         return None
-    for prefix in range(_MAX_PREFIX + 1):
+    for prefix in _PREFIXES:
         for size in images:
             for patch in range(1, min(size) + 1):
                 grid = tuple(length // patch for length in size)
@@ -170,20 +192,25 @@ def _token_grid(
     return None
 
 
-def _channels_are_last(
-    layer: str, shape: tuple[int, ...], sizes: Sequence[tuple[int, ...]],
+def _is_last(
+    layer: str, shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]],
     channel_axis: ChannelAxis | None,
 ) -> bool:
+    images = [x[2:] for x in inputs if len(x) > 3]
     if channel_axis is not None:
-        if channel_axis == "last" and len(shape) == 2 and any(len(size) > 1 for size in sizes):
+        if channel_axis == "last" and len(shape) == 2 and images:
             raise ValueError(
                 f"layer {layer!r} returned {shape[0]} tokens; expected one for each square patch "
-                f"of inputs of positions {list(sizes)}, after up to {_MAX_PREFIX} others"
+                f"of inputs {list(inputs)}, after {_PREFIXES} others"
             )
         return channel_axis == "last"
     first, last = shape[1:], shape[:-1]
-    if len(shape) == 2:  # a sequence as long as the input's
-        return (last in sizes) and (first not in sizes)
-    return not any(downsampled(first, size) for size in sizes) and any(
-        downsampled(last, size) for size in sizes
+    if len(shape) > 2:
+        return not any(downsampled(first, size) for size in images) and any(
+            downsampled(last, size) for size in images
+        )
+    if any(last == x[1:] for x in inputs):  # a sequence (N, L) of words
+        return True
+    return any(
+        len(x) == 3 and last == x[1:2] and not downsampled(first, x[2:]) for x in inputs
     )

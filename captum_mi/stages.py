@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi.hooks import observe
-from captum_mi.sites import ChannelAxis, Site, downsampled, find_sites, position_sizes
+from captum_mi.sites import ChannelAxis, downsampled, find_sites
 
 __all__ = ["stage_layers"]
 
@@ -26,8 +26,9 @@ def stage_layers(
 
     At most the four deepest stages whose features have ``position_axes`` position axes and more
     than one position; a network of one grid, such as a vision transformer, counts as four stages
-    of equally many blocks. Layers that run more than once are passed over, and so are features of
-    another grid than the inputs', divided by the same stride along each axis.
+    of equally many blocks. Layers that run more than once are passed over, and so are features
+    that have not a row for each example, or another grid than the inputs' at a stride for each
+    axis.
 
     Args:
         model: the model, in eval mode.
@@ -36,28 +37,26 @@ def stage_layers(
         position_axes: number of position axes of the chosen layers.
         channel_axis: see :func:`captum_mi.sites.find_sites`.
     """
-    sizes = position_sizes(inputs)
-    sizes = [size for size in sizes if len(size) == position_axes]
+    shapes = [tuple(x.shape) for x in inputs]
     runs: dict[str, int] = {}
     grids: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, output: Any) -> None:
         runs[name] = runs.get(name, 0) + 1
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            return
-        if not 3 <= output.dim() <= 5:
-            return
-        site: Site = find_sites(name, output, sizes, channel_axis)[0][0]
-        grid = tuple(site.view(output).shape[2:])
-        if len(grid) == position_axes and max(grid) > 1:
+        grid = _grid(name, output, shapes, channel_axis)
+        if len(grid) == position_axes and max(grid, default=1) > 1:
             grids[name] = grid
 
     names = [name for name, _ in model.named_modules() if name]
     with torch.no_grad(), observe(model, names, note):
         model(*inputs, *args)
+    sizes = [
+        shape[start:stop] for shape in shapes for start, stop in ((2, None), (1, -1), (1, None))
+    ]
     usable = [
         name for name, grid in grids.items()
-        if runs[name] == 1 and (not sizes or any(downsampled(grid, size) for size in sizes))
+        if runs[name] == 1 and any(
+            downsampled(grid, size, common) for size in sizes for common in (True, False))
     ]
     last: dict[tuple[int, ...], str] = {}
     for name in usable:
@@ -70,17 +69,35 @@ def stage_layers(
     return list(last.values())[-_MAX_STAGES:]
 
 
+def _grid(
+    name: str, output: Any, shapes: list[tuple[int, ...]], channel_axis: ChannelAxis | None
+) -> tuple[int, ...]:
+    """Positions of what a layer returned, alone or in a tuple of one; none if it has none."""
+    if isinstance(output, tuple) and len(output) == 1:
+        output = output[0]
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return ()
+    if not 3 <= output.dim() <= 5 or len(output) != shapes[0][0]:
+        return ()
+    try:
+        sites, _ = find_sites(name, output, shapes, channel_axis)
+    except ValueError:  # tokens of something else than patches
+        return ()
+    return tuple(sites[0].view(output).shape[2:])
+
+
 def _evenly(model: nn.Module, names: list[str]) -> list[str]:
-    """Four of the outermost sequence of like blocks, evenly spaced; none if it has fewer."""
+    """Up to four of the outermost sequence of like blocks, evenly spaced; none without one."""
     sequences: dict[tuple[str, type], list[str]] = {}
     for name in names:
         kind = (name.rpartition(".")[0], type(model.get_submodule(name)))
         sequences.setdefault(kind, []).append(name)
-    long = [blocks for blocks in sequences.values() if len(blocks) >= _MAX_STAGES]
+    long = [blocks for blocks in sequences.values() if len(blocks) > 1]
     if not long:
         return []
     blocks = min(long, key=lambda blocks: _depth(blocks[0]))
-    return [blocks[len(blocks) * (i + 1) // _MAX_STAGES - 1] for i in range(_MAX_STAGES)]
+    count = min(_MAX_STAGES, len(blocks))
+    return [blocks[len(blocks) * (i + 1) // count - 1] for i in range(count)]
 
 
 def _depth(name: str) -> int:

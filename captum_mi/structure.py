@@ -13,7 +13,7 @@ from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
 from captum_mi.hooks import OnRepeat
 from captum_mi.outputs import OutputKind, resolve_kind
 from captum_mi.passes import Passes
-from captum_mi.sites import ChannelAxis, Site, find_sites, position_sizes
+from captum_mi.sites import ChannelAxis, Site, find_sites
 from captum_mi.stages import stage_layers
 
 __all__ = ["Design", "Structure", "check_choice", "default_layers", "probe"]
@@ -148,8 +148,9 @@ def default_layers(
     if not stages:
         shapes = [tuple(x.shape) for x in batch.inputs]
         raise ValueError(
-            f"found no stage with positions in {type(model).__name__} for inputs {shapes}; name "
-            "the layers to read, as in layer=['layer2', 'layer3']"
+            f"found no stage with positions in {type(model).__name__} for inputs {shapes}; "
+            "layers that run more than once in a pass are not looked at. Name the layers to "
+            "read, as in layer=['layer2', 'layer3']"
         )
     return stages[-3:-1] or stages
 
@@ -177,17 +178,18 @@ def probe(
         return passes.first(inputs, args)
 
     def found(names: Sequence[str]) -> list[tuple[list[Site], list[Site]]]:
-        sizes = position_sizes(inputs)
+        shapes = [tuple(x.shape) for x in inputs]
         return [
-            find_sites(name, first.layers[name], sizes, design.channel_axis) for name in names
+            find_sites(name, first.layers[name], shapes, design.channel_axis) for name in names
         ]
 
     def sites_of(names: Sequence[str]) -> tuple[Site, ...]:
         return tuple(site for sites, _ in found(names) for site in sites)
 
-    first = run([*layers, *(head_layers or ()), *(context_layers or ())])
+    named = [*layers, *(head_layers or ()), *(context_layers or ())]
+    first = run(named)
     sites = sites_of(layers)
-    for site in sites:
+    for site in sites_of(named):
         rows = len(site.of(first.layers))
         if rows != len(inputs[0]):
             raise ValueError(
@@ -202,6 +204,11 @@ def probe(
         if context_layers is None:
             context_layers = [*stages, *(name for name in layers if name not in stages)]
         first = run([*layers, *head_layers, *context_layers])
+    if downstream is not None and (first.prediction.dim() != 2 or first.prediction.shape[1] < 2):
+        raise ValueError(
+            f"downstream returned {tuple(first.prediction.shape)}; expected logits "
+            f"({len(inputs[0])}, classes) of at least two classes"
+        )
     is_output = first.y.shape == first.output.shape and torch.equal(first.y, first.output)
     y_shape = tuple(first.y.shape[1:])
     return Structure(

@@ -242,3 +242,21 @@ def test_several_matching_inputs(quick_fit):
     first, second = attr.attribute((x, x), target=0)
     assert not first.any()
     assert second.any()
+
+
+def test_a_downstream_function_of_one_class(net, images):
+    attr = InfoBottleneckAttribution(
+        net, "stage2", global_layer="dropout", downstream=nn.Linear(16, 1))
+    with pytest.raises(ValueError, match=r"downstream returned \(32, 1\); expected logits"):
+        attr.fit([images], 1, progress=False)
+
+
+def test_a_scripted_model(net, images):
+    with pytest.raises(TypeError, match="whose layers can be hooked"):
+        InfoBottleneckAttribution(torch.jit.trace(net, images), "stage1")
+
+
+def test_a_fit_without_positions_is_loaded_into_the_other_class(net, images, quick_fit, tmp_path):
+    quick_fit(LayerInfoBottleneckAttribution(net, "dropout"), [images]).save(tmp_path / "fit")
+    with pytest.raises(ValueError, match="it has no positions to map onto the input"):
+        InfoBottleneckAttribution.load(tmp_path / "fit", net)

@@ -95,7 +95,9 @@ def test_noise_goes_where_nothing_is_needed(trained):
 def test_the_distortion_is_held_and_the_head_beats_the_marginal(trained):
     history = trained.history
     assert history.recent("distortion") == pytest.approx(history.kappa, rel=0.5)
-    assert history.recent("head") < history.recent("marginal") - 0.01
+    gain = torch.tensor(history.marginal[-100:]) - torch.tensor(history.head[-100:])
+    gain = gain[gain.isfinite()]  # one position in sixteen knows anything
+    assert gain.mean() > 4 * gain.std() / len(gain) ** 0.5
     assert len(history) == 200
 
 
@@ -177,3 +179,58 @@ def test_on_cuda(net, images, quick_fit):
     maps = attr.attribute(images.cuda(), target=0)
     assert maps.is_cuda
     assert torch.equal(maps, attr.attribute(images.cuda(), target=0))
+
+
+@pytest.mark.parametrize("values", [
+    torch.randn(4096, 3, 8, 8).bfloat16(), (torch.rand(4096, 64) > 0.5).float(),
+    torch.eye(64).repeat(64, 1) + torch.arange(64.0).repeat_interleave(64)[:, None],
+    torch.randint(256, (4096, 48)) / 256, torch.randint(10, (4096, 12)),
+], ids=["bfloat16", "binary", "one-hot", "n/256", "words"])
+def test_one_example_in_eight_is_held_out_of_any_data(values):
+    share = float((example_bits(values) % 8 == 0).float().mean())
+    assert 0.08 < share < 0.18
+
+
+def test_a_layer_of_noise_warns_in_bfloat16_too():
+    """Held-out examples are there to tell that a head has only learnt its data by heart."""
+
+    class Unrelated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise, self.top = nn.Conv2d(1, 32, 1), nn.Linear(16, 3)
+
+        def forward(self, x):
+            self.noise(x[:, 1:])
+            return self.top(x[:, 0].flatten(1)) * 5
+
+    x = torch.randn(48, 2, 4, 4).bfloat16()
+    attr = InfoBottleneckAttribution(Unrelated().bfloat16().eval(), "noise", alpha=0.05)
+    with pytest.warns(UserWarning, match="no better than the marginal"):
+        attr.fit([x], 300, beta1=0, progress=False)
+
+
+def test_a_softmax_that_is_taken_for_logits_warns(net, images):
+    model = nn.Sequential(net, nn.Softmax(1))
+    with pytest.warns(UserWarning, match="output='probabilities'"):
+        InfoBottleneckAttribution(model, "0.stage1").fit([images], 1, progress=False)
+
+
+def test_batches_of_one_train_no_critic(net, images):
+    attr = InfoBottleneckAttribution(net, "stage1")
+    with pytest.warns(UserWarning, match="the critics were not trained"):
+        attr.fit(list(images[:4].split(1)), 2, progress=False)
+
+
+@pytest.mark.parametrize("option", ["lr", "base_lr", "locals_per_example", "bank_size"])
+def test_options_out_of_range(net, images, option):
+    with pytest.raises(ValueError, match=rf"{option} must be .* got 0"):
+        InfoBottleneckAttribution(net, "stage1").fit([images], 1, **{option: 0})
+
+
+def test_fit_and_refinement_inside_of_inference_mode(net, quick_fit):
+    with torch.inference_mode():
+        images = torch.randn(16, 3, 12, 12)
+        attr = quick_fit(InfoBottleneckAttribution(net, "stage1"), [images], steps=4)
+        refined = attr.attribute(images, 1, refine_steps=2)
+    assert len(set(attr.history.head)) == 4
+    assert not torch.equal(refined, attr.attribute(images, 1))

@@ -115,29 +115,86 @@ class Text(nn.Module):
         return logits
 
 
-def test_a_sequence_of_words(quick_fit):
-    words = torch.randint(20, (16, 10), generator=torch.manual_seed(0))
-    attr = quick_fit(InfoBottleneckAttribution(Text().eval(), "encoder"), [words])
+@pytest.mark.parametrize("length", [10, 6])  # the second is the number of channels, too
+def test_words_that_trade_places_take_their_maps_along(length, quick_fit):
+    """The model reads each word by itself, and an inference network of one position too."""
+    words = torch.randint(20, (16, length), generator=torch.manual_seed(0))
+    attr = quick_fit(
+        InfoBottleneckAttribution(Text().eval(), "encoder", inference="mlp"), [words], steps=20)
     assert attr.networks.sites[0].channels == 6
-    assert attr.attribute(words, 1).shape == (16, 10)
+    order = torch.randperm(length)
+    maps = attr.attribute(words, 1, weighting="none")
+    assert maps.std(1).mean() > 0
+    torch.testing.assert_close(attr.attribute(words[:, order], 1, weighting="none"),
+                               maps[:, order], rtol=0, atol=1e-5 * float(maps.abs().max()))
 
 
-def test_stages_of_torchvision_networks():
-    x = torch.randn(1, 3, 64, 64)
-    stages = {
-        "resnet18": ["layer1", "layer2", "layer3", "layer4"],
-        "convnext_tiny": ["features.1", "features.3", "features.5", "avgpool"],
-        "swin_t": ["features.1", "features.3", "features.5", "permute"],
-    }
-    for name, expected in stages.items():
-        model = torchvision.models.get_model(name).eval()
-        assert stage_layers(model, (x,), (), 2)[:3] == expected[:3]
+@pytest.mark.parametrize(("features", "axis"), [(6, None), (40, "last")])
+def test_inputs_with_their_features_last(features, axis, quick_fit):
+    model = nn.Sequential(nn.Linear(features, 16), nn.ReLU(), nn.Linear(16, 3),
+                          nn.Flatten(), nn.Linear(60, 3)).eval()
+    x = torch.randn(32, 20, features)
+    attr = InfoBottleneckAttribution(model, "1", inference="mlp", channel_axis=axis)
+    maps = quick_fit(attr, [x], steps=20).attribute(x, 1)
+    assert maps.shape == x.shape
+    assert maps.std(1).mean() > 0  # between steps
+    torch.testing.assert_close(maps, maps[..., :1].expand_as(maps))  # shared by their features
+
+
+@pytest.mark.parametrize(("name", "size", "expected"), [
+    ("resnet18", (64, 64), ["layer1", "layer2", "layer3", "layer4"]),
+    ("convnext_tiny", (64, 64), ["features.1", "features.3", "features.5", "features"]),
+    ("swin_t", (64, 64), ["features.1", "features.3", "features.5", "permute"]),
+    ("swin_v2_t", (64, 64), ["features.1", "features.3", "features.5", "permute"]),
+    ("mc3_18", (4, 32, 32), ["layer1", "layer2", "layer3", "layer4"]),
+])
+def test_stages_of_torchvision_networks(name, size, expected):
+    factory = torchvision.models.get_model
+    x = torch.randn(2, 3, *size)
+    assert stage_layers(factory(name).eval(), (x,), (), len(size)) == expected
+
+
+class Block(nn.Module):
+    """Returns its tokens in a tuple, as blocks of some libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x + self.linear(x).relu(),)
+
+
+class Blocks(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.layer = nn.ModuleList(Block() for _ in range(count))
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.layer:
+            (x,) = block(x)
+        return self.norm(x).mean(1)
+
+
+@pytest.mark.parametrize(("count", "layers"), [(3, [0, 1]), (6, [2, 3])])
+def test_blocks_that_return_tuples(count, layers, pictures, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(Blocks(count).eval()), [pictures])
+    assert attr.layers == [f"layer.{i}" for i in layers]
+    assert attr.attribute(pictures, 1).shape == pictures.shape
+
+
+def test_queries_are_no_patches(pictures):
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(2), nn.Linear(64, 12))
+    assert stage_layers(model.eval(), (pictures,), (), 2) == ["1"]
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_tokens_fill_the_grid_of_the_image(prefix):
     features = torch.randn(2, prefix + 3 * 5, 7)
-    (site,), tokens = find_sites("block", features, [(48, 80)])
+    (site,), tokens = find_sites("block", features, [(2, 3, 48, 80)])
     assert (site.prefix, site.grid, len(tokens)) == (prefix, (3, 5), prefix)
     view = site.view(features)
     assert view[1, 4, 2, 3] == features[1, prefix + 2 * 5 + 3, 4]
@@ -151,7 +208,7 @@ def test_tokens_fill_the_grid_of_the_image(prefix):
 
 def test_tokens_that_are_no_patches():
     with pytest.raises(ValueError, match="returned 40 tokens; expected one for each square patch"):
-        find_sites("block", torch.randn(2, 40, 7), [(64, 64)], "last")
+        find_sites("block", torch.randn(2, 40, 7), [(2, 3, 64, 64)], "last")
 
 
 def test_another_number_of_tokens_than_in_the_fit(vit, pictures, quick_fit):

@@ -143,3 +143,16 @@ def test_attribution_runs_the_model_no_further_than_the_deepest_layer_that_is_re
     assert calls
     handle.remove()
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_downstream_module_in_train_mode(net, images, quick_fit):
+    downstream = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+    before = {name: value.clone() for name, value in downstream.state_dict().items()}
+    attr = quick_fit(
+        InfoBottleneckAttribution(net, "stage2", global_layer="dropout", downstream=downstream),
+        [images])
+    maps = attr.attribute(images, 1)
+    torch.testing.assert_close(attr.attribute(images, 1), maps, rtol=0, atol=0)
+    assert all(module.training for module in downstream.modules())
+    for name, value in downstream.state_dict().items():
+        assert torch.equal(value, before[name])
