@@ -10,14 +10,14 @@ seed for every row; differences from the default are paired, scene by scene. Wri
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from evaluation import Evaluation, Heat, evaluation_set, mosaics
+from evaluation import TILE, Evaluation, Heat, evaluation_set, mosaics
 from photographs import Photographs
 from report import mean_and_error, provenance, write_table
 from torch import Tensor, nn
@@ -31,11 +31,11 @@ DEFAULT = "default: layer2+3, layer4 read"
 
 @dataclass(frozen=True)
 class Choice:
-    """What differs from the default: constructor, fit, images, call."""
+    """What differs from the default: constructor, fit, what is done to images, call."""
 
     design: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
-    shifted: bool = False
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     call: dict[str, Any] = field(default_factory=dict)
 
 
@@ -64,7 +64,8 @@ def choices(kappa: float, steps: int) -> dict[str, Choice]:
         "a quarter of the steps": Choice(fit={"steps": steps // 4}),
         "half of the steps": Choice(fit={"steps": steps // 2}),
         "twice the steps": Choice(fit={"steps": 2 * steps}),
-        "images shifted at random": Choice(shifted=True),
+        "images shifted at random": Choice(augment=shifted),
+        "tiles erased at random": Choice(augment=erased),
         "alpha refined, 4 steps": Choice(call={"refine_steps": 4}),
         "alpha refined, 16 steps": Choice(call={"refine_steps": 16}),
         "weighting='none'": Choice(call={"weighting": "none"}),
@@ -73,19 +74,36 @@ def choices(kappa: float, steps: int) -> dict[str, Choice]:
     }
 
 
-class Shifted:
-    """Batches of images moved by up to four pixels, another way in every walk."""
+class Augmented:
+    """Batches of images, changed in another way in every walk."""
 
-    def __init__(self, images: Tensor, labels: Tensor, seed: int) -> None:
-        self.images, self.labels, self.seed = images, labels, seed
+    def __init__(
+        self, batches: list[tuple[Tensor, Tensor]],
+        augment: Callable[[Tensor, torch.Generator], Tensor], seed: int,
+    ) -> None:
+        self.batches, self.augment = batches, augment
         self.generator = torch.Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        padded = F.pad(self.images, (4, 4, 4, 4), value=float(self.images.min()))
-        size = self.images.shape[-1]
-        for x, y in zip(padded.split(64), self.labels.split(64)):
-            top, left = torch.randint(9, (2,), generator=self.generator).tolist()
-            yield x[..., top : top + size, left : left + size], y
+        for x, y in self.batches:
+            yield self.augment(x, self.generator), y
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A batch moved by up to four pixels."""
+    size = images.shape[-1]
+    padded = F.pad(images, (4, 4, 4, 4), value=float(images.min()))
+    top, left = torch.randint(9, (2,), generator=generator).tolist()
+    return padded[..., top : top + size, left : left + size]
+
+
+def erased(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of a batch with a random share of its tiles set to the mean colour."""
+    n, _, height, width = images.shape
+    share = torch.rand(n, 1, 1, 1, generator=generator)
+    share[torch.rand(n, generator=generator) < 0.5] = 0
+    kept = torch.rand(n, 1, height // TILE, width // TILE, generator=generator) >= share
+    return images * kept.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
 
 
 def main() -> None:
@@ -141,8 +159,8 @@ def measured(
     """Figures of merit per scene of a fit with a choice, and the kappa that it held."""
     labels = train.labels[:, 0]
     loader: Any = list(zip(train.images.split(64), labels.split(64)))
-    if choice.shifted:
-        loader = Shifted(train.images, labels, options.seed)
+    if choice.augment:
+        loader = Augmented(loader, choice.augment, options.seed)
     attr = InfoBottleneckAttribution(model, **choice.design)
     fit = {"steps": options.steps, "seed": options.seed, **choice.fit}
     history = attr.fit(loader, **fit)

@@ -255,7 +255,8 @@ class _BottleneckAttribution(InternalAttribution):
         Under ``torchrun``, with an initialised process group and the model on each process's
         device, every process calls this with a loader over its own share of the data (such as
         with a ``DistributedSampler``): the fit is that of one process with all shares of a batch
-        as its batch, and every process ends up with it.
+        as its batch, and every process ends up with it. A process that calls it alone waits for
+        the others.
 
         Args:
             loader: any iterable that can be walked again. A bare tensor is the inputs, a pair
@@ -534,7 +535,7 @@ class _BottleneckAttribution(InternalAttribution):
         Unlike ``attribute``, which reads x' at its mean, this averages over seeded noise.
 
         Args:
-            loader: as for ``fit``; under ``torchrun``, over this process's share.
+            loader: as for ``fit``; under ``torchrun`` every process calls this, with its share.
             additional_forward_args: further arguments of the model.
             prepare_batch: as for ``fit``.
             estimator: ``"variational"`` or ``"infomax"``.
@@ -557,7 +558,8 @@ class _BottleneckAttribution(InternalAttribution):
         rows: list[Tensor] = []
         with self._reading(seed):
             fit.networks.to(device_of(self.model))
-            for batch in tqdm(walk, desc="information", unit="batch", disable=not progress):
+            shown = progress and ranks.is_first()
+            for batch in tqdm(walk, desc="information", unit="batch", disable=not shown):
                 check_inputs(batch.inputs, dtype_of(self.model))
                 reader = Reader(
                     passes, fit.networks, readout, batch.inputs,
