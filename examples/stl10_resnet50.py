@@ -151,6 +151,7 @@ def figure(images: Tensor, maps: Tensor, titles: list[str], name: str) -> Figure
         for axis in axes[:, i]:
             axis.set_axis_off()
         bar = picture.colorbar(scale, ax=axes[1, i], orientation="horizontal", shrink=0.8)
+        bar.ax.locator_params(nbins=4)
         bar.ax.tick_params(labelsize=6)
         bar.set_label("nats / pixel", fontsize=7)
     picture.suptitle(f"I(x'; y) at {name}: overlay, heat map, original")
