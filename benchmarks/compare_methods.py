@@ -323,13 +323,14 @@ def figure_of_cost(results: dict[str, Result]) -> Figure:
     """Faithfulness against cost."""
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axis = figure.subplots()
-    for name, result in results.items():
-        cost, area = result["passes"], result["values"]["degradation"]
+    areas = {name: result["values"]["degradation"] for name, result in results.items()}
+    for i, (name, area) in enumerate(sorted(areas.items(), key=lambda item: float(item[1].mean()))):
+        cost = results[name]["passes"]
         colour = "C3" if name.startswith(OURS) else "C0"
         error = float(area.std()) / len(area) ** 0.5
         axis.errorbar(cost, float(area.mean()), error, fmt="o", color=colour, ms=4)
-        axis.annotate(name, (cost, float(area.mean())), (4, 3), textcoords="offset points",
-                      fontsize=6)
+        axis.annotate(name, (cost, float(area.mean())), (4, 3 if i % 2 else -8),
+                      textcoords="offset points", fontsize=6)
     axis.set(xscale="log", xlabel="plain forward passes per image",
              ylabel="degradation: area(LeRF) - area(MoRF)")
     axis.margins(x=0.3)  # room for the names
