@@ -324,8 +324,8 @@ def figure_of_cost(results: dict[str, Result]) -> Figure:
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axis = figure.subplots()
     areas = {name: result["values"]["degradation"] for name, result in results.items()}
-    for i, (name, area) in enumerate(sorted(areas.items(), key=lambda item: float(item[1].mean()))):
-        cost = results[name]["passes"]
+    for i, name in enumerate(sorted(areas, key=lambda name: float(areas[name].mean()))):
+        cost, area = results[name]["passes"], areas[name]
         colour = "C3" if name.startswith(OURS) else "C0"
         error = float(area.std()) / len(area) ** 0.5
         axis.errorbar(cost, float(area.mean()), error, fmt="o", color=colour, ms=4)
