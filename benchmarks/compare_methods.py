@@ -329,7 +329,7 @@ def figure_of_cost(results: dict[str, Result]) -> Figure:
         colour = "C3" if name.startswith(OURS) else "C0"
         error = float(area.std()) / len(area) ** 0.5
         axis.errorbar(cost, float(area.mean()), error, fmt="o", color=colour, ms=4)
-        axis.annotate(name, (cost, float(area.mean())), (4, 3 if i % 2 else -8),
+        axis.annotate(name, (cost, float(area.mean())), (4, -8 if i % 2 else 3),
                       textcoords="offset points", fontsize=6)
     axis.set(xscale="log", xlabel="plain forward passes per image",
              ylabel="degradation: area(LeRF) - area(MoRF)")
