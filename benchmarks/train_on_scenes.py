@@ -21,6 +21,7 @@ import torchvision
 from photographs import Photographs, load
 from scenes_index import write_index
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from training import train
@@ -43,7 +44,11 @@ def main() -> None:
     torch.manual_seed(options.seed)
     model = torchvision.models.get_model(options.model, num_classes=10)
     model = model.to(memory_format=torch.channels_last)
-    train_classifier(model, load(index, "train"), options)
+    data = load(index, "train")
+    train_classifier(model, data, options)
+    # Running statistics of a slow momentum are still those of the first steps.
+    update_bn(data.images.split(options.batch), model)
+    model.eval()
     accuracy = accuracy_on(model, load(index, "validation"))
     torch.save(model.state_dict(), options.out / f"{options.model}.pt")
     print(f"{options.model}: {100 * accuracy:.1f} % of {options.test} scenes of unseen scans")
