@@ -53,10 +53,11 @@ def stage_layers(
     sizes = [
         shape[start:stop] for shape in shapes for start, stop in ((2, None), (1, -1), (1, None))
     ]
+    sizes = [size for size in sizes if len(size) == position_axes]  # none of a flat input
     usable = [
         name for name, grid in grids.items()
-        if runs[name] == 1 and any(
-            downsampled(grid, size, common) for size in sizes for common in (True, False))
+        if runs[name] == 1 and (not sizes or any(
+            downsampled(grid, size, common) for size in sizes for common in (True, False)))
     ]
     last: dict[tuple[int, ...], str] = {}
     for name in usable:

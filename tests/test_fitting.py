@@ -50,7 +50,7 @@ def trained():
         nn.functional.cross_entropy(model(x), label).backward()
         optimizer.step()
     attr = InfoBottleneckAttribution(model, "body", head_hidden=(32,), critic_hidden=(32,))
-    attr.fit(list(x.split(64)), steps=200, lr=3e-3, progress=False)
+    attr.fit(list(x.split(64)), steps=200, lr=5e-3, progress=False)
     return attr
 
 
@@ -95,9 +95,7 @@ def test_noise_goes_where_nothing_is_needed(trained):
 def test_the_distortion_is_held_and_the_head_beats_the_marginal(trained):
     history = trained.history
     assert history.recent("distortion") == pytest.approx(history.kappa, rel=0.5)
-    gain = torch.tensor(history.marginal[-100:]) - torch.tensor(history.head[-100:])
-    gain = gain[gain.isfinite()]  # one position in sixteen knows anything
-    assert gain.mean() > 4 * gain.std() / len(gain) ** 0.5
+    assert history.recent("head") < history.recent("marginal") - 0.01
     assert len(history) == 200
 
 

@@ -186,6 +186,12 @@ def test_blocks_that_return_tuples(count, layers, pictures, quick_fit):
     assert attr.attribute(pictures, 1).shape == pictures.shape
 
 
+def test_stages_of_a_decoder_of_flat_inputs():
+    model = nn.Sequential(nn.Linear(10, 64), nn.Unflatten(1, (4, 4, 4)),
+                          nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1))
+    assert stage_layers(model.eval(), (torch.randn(3, 10),), (), 2) == ["1", "3"]
+
+
 def test_queries_are_no_patches(pictures):
     model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(2), nn.Linear(64, 12))
     assert stage_layers(model.eval(), (pictures,), (), 2) == ["1"]
