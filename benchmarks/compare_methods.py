@@ -117,7 +117,7 @@ def fitted(
         TensorDataset(train.images, train.labels), options.batch, shuffle=True, drop_last=True
     )
     attr = InfoBottleneckAttribution(model, options.layers)
-    attr.fit(loader, steps=options.steps, seed=seed)
+    attr.fit(loader, steps=options.steps, seed=seed, amp=options.amp or None)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         attr.save(path)

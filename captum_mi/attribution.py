@@ -71,6 +71,9 @@ class _Fit:
 class _BottleneckAttribution(InternalAttribution):
     """What both classes share: the choices, fitting, persistence, dataset figures."""
 
+    #: Whether the layers' evidence for a class is combined before it is weighted.
+    _joined = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -410,11 +413,9 @@ class _BottleneckAttribution(InternalAttribution):
         check_choice("information", information, Information)
         check_choice("estimator", estimator, Estimator)
         self._check_critics(fit, estimator)
-        by_posterior = not classes and _by_posterior(
-            weighting, estimator, index, fit.structure.position_axes
-        )
+        chosen = "none" if classes else _weighting(weighting, estimator, index, fit.structure)
         self._warn_if_changed(fit)
-        passes, readout = self._reading_passes(), self._readout(fit)
+        passes, readout = self._reading_passes(), Readout.of(fit.networks, self.downstream)
         device = inputs[0].device
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         factor = per_unit(unit)
@@ -424,12 +425,12 @@ class _BottleneckAttribution(InternalAttribution):
             for part, part_args, part_index in chunks(inputs, args, index, internal_batch_size):
                 reader = Reader(
                     passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
-                    refine_steps,
+                    refine_steps, whole=chosen == "shares",
                 )
                 results.append(
-                    reader.spread(information, part_index)
-                    if by_posterior and part_index is not None
-                    else reader.maps(information, part_index, classes)
+                    reader.maps(information, part_index, classes)
+                    if chosen == "none" or part_index is None
+                    else reader.weighted(information, part_index, chosen, self._joined)
                 )
         return [torch.cat(site_maps) * factor for site_maps in zip(*results)]
 
@@ -439,14 +440,6 @@ class _BottleneckAttribution(InternalAttribution):
                 "estimator='infomax' needs the critics, which a fit with beta1=0 leaves out; "
                 "fit with beta1 > 0"
             )
-
-    def _readout(self, fit: _Fit) -> Readout:
-        uniform = self.design.marginal == "uniform"
-        return Readout(
-            fit.networks.output,
-            self.downstream,
-            None if uniform else fit.networks.class_log_marginal,
-        )
 
     def _prepare(
         self, inputs: Any, target: Any, additional_forward_args: object
@@ -553,7 +546,7 @@ class _BottleneckAttribution(InternalAttribution):
         self._check_critics(fit, estimator)
         args = _format_additional_forward_args(additional_forward_args) or ()
         walk = batches(loader, device_of(self.model), prepare_batch, args)
-        passes, readout = self._reading_passes(), self._readout(fit)
+        passes, readout = self._reading_passes(), Readout.of(fit.networks, self.downstream)
         factor = per_unit(unit)
         rows: list[Tensor] = []
         with self._reading(seed):
@@ -685,21 +678,30 @@ def _optional_names(model: nn.Module, layers: Layers | None) -> list[str] | None
     return layer_names(model, [layers] if isinstance(layers, (str, nn.Module)) else layers)
 
 
-def _by_posterior(
-    weighting: Weighting | None, estimator: Estimator, index: Tensor | None, axes: int
-) -> bool:
-    """Whether evidence is spread by the posterior over positions."""
-    possible = estimator == "variational" and index is not None and axes > 0
+def _weighting(
+    weighting: Weighting | None, estimator: Estimator, index: Tensor | None, structure: Structure
+) -> Weighting:
+    """The weighting that was asked for, or the most telling one that is possible."""
+    axes = structure.position_axes
+    of_class = estimator == "variational" and index is not None and axes > 0
     if weighting is None:
-        return possible
+        if not of_class:
+            return "none"
+        return "posterior" if structure.removable is None else "shares"
     check_choice("weighting", weighting, Weighting)
-    if weighting == "posterior" and not possible:
+    if weighting != "none" and not of_class:
         raise ValueError(
-            "weighting='posterior' needs the variational evidence for a class, at a layer with "
+            f"weighting={weighting!r} needs the variational evidence for a class, at a layer with "
             f"positions; got estimator={estimator!r}, {'no' if index is None else 'a'} target and "
             f"{axes} position axes"
         )
-    return weighting == "posterior"
+    if weighting == "shares" and structure.removable is None:
+        raise ValueError(
+            "weighting='shares' needs an input of floating-point values whose positions are the "
+            "features', so that parts of it can be removed while fitting; there is none here. Use "
+            "weighting='posterior'"
+        )
+    return weighting
 
 
 def _alpha_tensor(alpha: float | Tensor) -> Tensor:
@@ -755,6 +757,8 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         torch.Size([32, 3, 16, 16])
     """
 
+    _joined = True
+
     def _check_sites(self, structure: Structure) -> None:
         for site in structure.sites:
             if not site.position_axes:
@@ -795,12 +799,15 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
                 of position and y, by the critics against the reference bank; the target is
                 checked and otherwise without effect.
             internal_batch_size: examples per forward pass. Default: all at once.
-            weighting: ``"posterior"`` weights the evidence for a class at each position with the
-                probability that the class is shown there
-                (:func:`captum_mi.posterior.position_posterior`); the total of each layer's
-                positive evidence, and evidence against the class, stay.
-                ``"none"`` leaves the log ratio at each position as it is. Default:
-                ``"posterior"`` for the variational evidence of a class, else ``"none"``.
+            weighting: where the evidence for a class is shown. ``"posterior"`` weights it with
+                the probability that the class is shown at the position
+                (:func:`captum_mi.posterior.position_posterior`); the positive total, and
+                evidence against the class, stay. ``"shares"`` weights that with the position's
+                share in the decision, what the prediction would lose without it
+                (:mod:`captum_mi.shares`); evidence against the class goes where the share is
+                negative; both totals stay. ``"none"`` leaves the log ratio at each position as
+                it is. Default: ``"shares"`` for the variational evidence of a class,
+                ``"posterior"`` if no input has parts that can be removed, else ``"none"``.
             refine_steps: steps of per-sample refinement of alpha, from the inferred one.
             unit: ``"nats"`` or ``"bits"``.
 

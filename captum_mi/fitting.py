@@ -17,12 +17,16 @@ from captum_mi import ranks
 from captum_mi.batches import Batch, check_inputs, device_of, dtype_of, example_bits
 from captum_mi.bottleneck import inject_noise
 from captum_mi.bounds import info_nce
-from captum_mi.grid import locals_of
+from captum_mi.grid import locals_of, on_grid
 from captum_mi.history import History
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
 from captum_mi.outputs import CategoricalOutput, Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
+from captum_mi.preserve import isolated_randomness
+from captum_mi.readout import Readout
+from captum_mi.removal import channels_first, random_positions
+from captum_mi.shares import share_out
 from captum_mi.sites import Site
 
 __all__ = ["Settings", "Survey", "Walk", "fill_bank", "noise_sites", "survey", "train"]
@@ -121,6 +125,7 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
         ValueError: for NaN or Inf in inputs, features or outputs.
     """
     streams = {site: StreamingMoments() for site in networks.all_sites}
+    reference = StreamingMoments()
     ys: list[Tensor] = []
     predictions: list[Tensor] = []
     held_out = 0
@@ -130,11 +135,17 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
         first = passes.first(batch.inputs, batch.additional_forward_args)
         for site, stream in streams.items():
             stream.update(_finite(site.of(first.layers), f"layer {site.name!r}"))
+        if networks.removable is not None:
+            grid = networks.positions({s: s.of(first.layers) for s in networks.sites})
+            x = batch.inputs[networks.removable]
+            reference.update(channels_first(x, grid, networks.design.channel_axis))
         ys.append(_finite(first.y, "the global representation").to(dtype).cpu())
         same = first.prediction is first.y
         predictions.append(ys[-1] if same else first.prediction.to(dtype).cpu())
         held_out += int(_held_out(batch).sum())
 
+    if networks.removable is not None:
+        networks.reference.copy_(reference.result()[0])
     if networks.design.noise == "matched":
         for site, stream in streams.items():
             networks.moments_of(site).set(*stream.result())
@@ -236,13 +247,16 @@ class _Trainer:
     ) -> None:
         self.passes, self.networks, self.found = passes, networks, found
         self.settings, self.teacher = settings, teacher
+        self.steps = 0
         base = list(passes.model.parameters()) if teacher is not None else []
         self.base = [p for p in base if p.is_floating_point()]
         self.encoder = list(networks.inference.parameters()) + self.base
         self.beta2 = _Beta2(settings, found.uninformed if self.encoder else None)
         self.heads = list(networks.heads.parameters())
         self.critics = list(networks.critics.parameters()) if settings.beta1 else []
-        own = list(networks.inference.parameters()) + self.heads + self.critics
+        self.shares = list(networks.shares.parameters()) if networks.shares is not None else []
+        self.readout = Readout.of(networks, passes.downstream)
+        own = list(networks.inference.parameters()) + self.heads + self.critics + self.shares
         groups: list[dict[str, Any]] = [{"params": own, "lr": settings.lr}]
         if self.base:
             groups.append({"params": self.base, "lr": settings.base_lr})
@@ -256,6 +270,7 @@ class _Trainer:
     def step(self, batch: Batch) -> dict[str, float]:
         """Update all networks on one batch and return the terms, in nats."""
         networks, args = self.networks, batch.additional_forward_args
+        self.steps += 1
         with torch.set_grad_enabled(bool(self.base)):
             first = self.passes.first(batch.inputs, args)
         z = networks.standardise(first.layers)
@@ -269,19 +284,23 @@ class _Trainer:
         bound, likelihood, held, marginal = self._heads(z, noised, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
+        removal = self._removal(batch, first, z, logits) if self.shares else task.new_zeros(())
         alpha = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
         weight = ranks.weight_of(len(first.y), first.y.device)
-        values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha)
+        values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha,
+                         removal=removal)
         values |= _values(1.0, info_nce=nce, head=held, marginal=marginal)
         self._check(values)
         beta2 = values["beta2"] = self.beta2.start(values["information"] + values["capacity"])
         objective = weight * (task + beta2 * (bound + size)) / (1 + beta2)
         if self.base:  # every process has the whole InfoNCE, but the gradient of its own rows
             objective = objective - ranks.world() * self.settings.beta1 * nce
-        self._update(objective, likelihood, self.settings.beta1 * nce_loss)
+        self._update(objective, likelihood, self.settings.beta1 * nce_loss, weight * removal)
         self.beta2.update(values["distortion"])
         if not self.critics:
             del values["info_nce"]
+        if not self.shares:
+            del values["removal"]
         return values
 
     def _task_loss(self, batch: Batch, first: Pass, logits: dict[Site, Tensor]) -> Tensor:
@@ -351,6 +370,27 @@ class _Trainer:
             ]
         return torch.stack(bounds).mean(), torch.stack(losses).mean()
 
+    def _removal(
+        self, batch: Batch, first: Pass, z: dict[Site, Tensor], logits: dict[Site, Tensor]
+    ) -> Tensor:
+        """KL of the prediction without random positions from what the shares say it is."""
+        networks, args = self.networks, batch.additional_forward_args
+        classes = self.readout.classes(first.prediction)
+        with torch.no_grad():
+            with isolated_randomness(torch.initial_seed() + self.steps):  # of no concern to others
+                removed = random_positions(len(first.y), networks.positions(z), first.y.device)
+            less = self.passes.second(networks.without(batch.inputs, removed), args, {})
+            whole = classes.coordinates(first.prediction).to(networks.reference.dtype)
+            evidence = []
+            for i, site in enumerate(networks.sites + networks.head_sites):
+                read = z[site] if i >= len(networks.sites) else networks.mean_signal(
+                    z[site], logits[site])
+                values = self.readout.coordinates(networks.head(i, read), args)
+                evidence.append(on_grid(values, z[site].shape[2:]))
+        scores = networks.share_scores({site: features.detach() for site, features in z.items()})
+        lost = (share_out(scores, whole, evidence) * removed).flatten(2).sum(2)
+        return classes.loss_of_coordinates(less.prediction, whole - lost).mean()
+
     def _scores(self, i: int, features: Tensor, chosen: Tensor, global_: Tensor) -> Tensor:
         rows = locals_of(features)
         rows = rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
@@ -358,11 +398,14 @@ class _Trainer:
         scores: Tensor = self.networks.critics[i](rows.flatten(0, 1), global_)
         return scores.unflatten(0, rows.shape[:2])
 
-    def _update(self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor) -> None:
+    def _update(
+        self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor, removal: Tensor
+    ) -> None:
         for loss, parameters in (
             (objective, self.encoder),
             (likelihood, self.heads),
             (critic_loss, self.critics),
+            (removal, self.shares),
         ):
             if not parameters or not loss.requires_grad:
                 continue
@@ -376,7 +419,7 @@ class _Trainer:
         self.schedule.step()
 
     def _check(self, values: dict[str, float]) -> None:
-        for name in ("distortion", "information", "capacity", "info_nce", "alpha"):
+        for name in ("distortion", "information", "capacity", "info_nce", "removal", "alpha"):
             if not math.isfinite(values[name]):
                 raise FloatingPointError(
                     f"the fit diverged: {name} became {values[name]}. Lower lr"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["finest", "locals_of", "n_positions", "resize"]
+__all__ = ["finest", "locals_of", "n_positions", "on_grid", "resize"]
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -18,6 +18,12 @@ def locals_of(features: Tensor) -> Tensor:
     Features ``(N, C)`` are one position: ``(N, 1, C)``.
     """
     return features.flatten(2).transpose(1, 2) if features.dim() > 2 else features[:, None]
+
+
+def on_grid(values: Tensor, positions: Sequence[int]) -> Tensor:
+    """Values of locals ``(N, P, M)`` as maps ``(N, M, *positions)``."""
+    channels_first = values.transpose(1, 2)
+    return channels_first.unflatten(2, tuple(positions)) if positions else channels_first[..., 0]
 
 
 def n_positions(positions: Sequence[int]) -> int:

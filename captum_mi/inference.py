@@ -1,4 +1,4 @@
-"""The inference network: features of the first forward pass -> the logit of alpha."""
+"""The inference network: features of the first forward pass -> maps, such as alpha's logit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GROUPS = 8
 
 
 class InferenceNetwork(nn.Module):
-    """Reads several layers, resized to one grid and concatenated, and returns alpha's logit.
+    """Reads several layers, resized to one grid and concatenated, and returns maps of logits.
 
     Each layer passes a 1x1 convolution, group normalisation and GELU at its own resolution;
     then come two 3x3 convolutions and a last 1x1, which starts at ``initial_logit`` everywhere.
@@ -30,7 +30,8 @@ class InferenceNetwork(nn.Module):
         kind: ``"conv"`` sees neighbours, ``"mlp"`` (kernel size 1) one position at a time.
         width: channels that each layer is reduced to, a multiple of 8.
         hidden: channels of the two convolutions.
-        initial_logit: ``-3`` starts at alpha = 0.05, nearly untouched features.
+        initial_logit: where maps start; ``-3`` is an alpha of 0.05, nearly untouched features.
+        maps: number of maps; one is alpha's.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class InferenceNetwork(nn.Module):
         width: int = 64,
         hidden: int = 96,
         initial_logit: float = -3.0,
+        maps: int = 1,
     ) -> None:
         super().__init__()
         self.position_axes = position_axes
@@ -50,7 +52,7 @@ class InferenceNetwork(nn.Module):
             for c in channels
         )
         conv = _CONV[position_axes]
-        last = conv(hidden, 1, 1)
+        last = conv(hidden, maps, 1)
         self.combine = nn.Sequential(
             conv(width * len(channels), hidden, kernel, padding=kernel // 2),
             nn.GELU(),
@@ -62,14 +64,14 @@ class InferenceNetwork(nn.Module):
         nn.init.constant_(last.bias, initial_logit)  # type: ignore[arg-type]
 
     def forward(self, context: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
-        """Logit ``(N, 1, *positions)`` from standardised features ``(N, C_l, *positions_l)``."""
+        """Logits ``(N, maps, *positions)`` from standardised ``(N, C_l, *positions_l)``."""
         reduced = [self._reduce(net, z, positions) for net, z in zip(self.reduce, context)]
         stacked = torch.cat(reduced, 1)
         if self.position_axes:
-            logit: Tensor = self.combine(stacked)
+            logits: Tensor = self.combine(stacked)
         else:
-            logit = self.combine(stacked[..., None])[..., 0]
-        return logit
+            logits = self.combine(stacked[..., None])[..., 0]
+        return logits
 
     @staticmethod
     def _reduce(net: nn.Module, z: Tensor, positions: Sequence[int]) -> Tensor:

@@ -15,12 +15,14 @@ from captum_mi.grid import finest, locals_of, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
 from captum_mi.moments import Moments
 from captum_mi.outputs import make_output
+from captum_mi.removal import without
 from captum_mi.sites import Site
 from captum_mi.structure import Design, Structure
 
 __all__ = ["Bank", "Networks"]
 
 _BANK_CHUNK = 1024
+_SHARES_WIDTH, _SHARES_HIDDEN = 32, 48  # a smaller network than alpha's
 
 
 class Bank(nn.Module):
@@ -60,6 +62,7 @@ class Networks(nn.Module):
     """
 
     class_log_marginal: Tensor
+    reference: Tensor
 
     def __init__(
         self,
@@ -98,6 +101,16 @@ class Networks(nn.Module):
             Bank(size, critic.embed_local(torch.zeros(1, site.channels)).shape[-1])  # type: ignore[operator]
             for size, critic, site in zip(bank_sizes, self.critics, sites)
         )
+        self.removable: int | None
+        self.removable, channels = structure.removable or (None, 0)
+        self.register_buffer("reference", torch.zeros(channels))
+        self.shares = None
+        if self.removable is not None:
+            maps = 1 + len(sites + self.head_sites)
+            self.shares = InferenceNetwork(
+                [site.channels for site in context], axes, design.inference, _SHARES_WIDTH,
+                _SHARES_HIDDEN, initial_logit=0.0, maps=maps,
+            )
 
     @property
     def all_sites(self) -> tuple[Site, ...]:
@@ -118,11 +131,27 @@ class Networks(nn.Module):
         return {site: self.moments_of(site).standardise(site.of(layers))
                 for site in self.all_sites}
 
+    def positions(self, z: dict[Site, Tensor]) -> tuple[int, ...]:
+        """The finest grid of the sites."""
+        return finest([tuple(z[site].shape[2:]) for site in self.sites])
+
     def alpha_map(self, z: dict[Site, Tensor]) -> Tensor:
         """Logit of alpha ``(N, 1, *positions)`` on the finest grid of the sites."""
-        positions = finest([tuple(z[site].shape[2:]) for site in self.sites])
-        logit: Tensor = self.inference([z[site] for site in self.context], positions)
+        logit: Tensor = self.inference([z[site] for site in self.context], self.positions(z))
         return logit
+
+    def share_scores(self, z: dict[Site, Tensor]) -> Tensor:
+        """What :func:`captum_mi.shares.share_out` takes, ``(N, 1 + L, *positions)``."""
+        assert self.shares is not None
+        scores: Tensor = self.shares([z[site] for site in self.context], self.positions(z))
+        return scores
+
+    def without(self, inputs: tuple[Tensor, ...], removed: Tensor) -> tuple[Tensor, ...]:
+        """Inputs without some positions ``(N, 1, *positions)``: their means instead."""
+        assert self.removable is not None
+        x = inputs[self.removable]
+        less = without(x, removed, self.reference, self.design.channel_axis)
+        return (*inputs[: self.removable], less, *inputs[self.removable + 1 :])
 
     def spread(self, alpha_map: Tensor, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """The map of logits, resized to each noised site's grid; its mean for a single token."""

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from captum_mi.bottleneck import inject_noise
+from captum_mi.grid import on_grid
+from captum_mi.heatmap import combine
 from captum_mi.hooks import LayerOutput
 from captum_mi.networks import Networks
 from captum_mi.passes import Pass, Passes
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 from captum_mi.readout import Readout
 from captum_mi.refinement import refine
+from captum_mi.shares import apportion, share_out
 from captum_mi.sites import Site
 
 __all__ = [
@@ -25,7 +28,7 @@ __all__ = [
 Information = Literal["sufficient", "general", "redundant"]
 Estimator = Literal["variational", "infomax"]
 
-Weighting = Literal["posterior", "none"]
+Weighting = Literal["shares", "posterior", "none"]
 
 _FIGURES = ("general", "sufficient", "redundant", "capacity")
 
@@ -49,6 +52,7 @@ class Reader:
         estimator: heads or critics.
         beta2: multiplier for refinement.
         refine_steps: steps of per-sample refinement of alpha.
+        whole: run the first pass to its end, since its prediction is read.
     """
 
     def __init__(
@@ -61,10 +65,13 @@ class Reader:
         estimator: Estimator,
         beta2: float,
         refine_steps: int = 0,
+        whole: bool = False,
     ) -> None:
         self.passes, self.networks, self.readout = passes, networks, readout
         self.inputs, self.args, self.estimator = inputs, args, estimator
         self.beta2, self.refine_steps = beta2, refine_steps
+        self.whole = whole or estimator == "infomax" or refine_steps > 0
+        self._parameters: dict[tuple[int, bool], Tensor] = {}
         self.z = networks.standardise(self._layers())
         for site, features in self.z.items():
             if not bool(torch.isfinite(features).all()):
@@ -72,7 +79,7 @@ class Reader:
 
     def _layers(self) -> dict[str, LayerOutput]:
         """Layers of the first pass, which runs to its end only if its output is read."""
-        if self.estimator == "infomax" or self.refine_steps:
+        if self.whole:
             return self.first.layers
         return self.passes.features(self.inputs, self.args)
 
@@ -103,26 +110,41 @@ class Reader:
             classes: read the evidence of all classes instead.
         """
         return [
-            _on_grid(self._read(i, site, information, index, classes), self.z[site])
+            on_grid(self._read(i, site, information, index, classes), self.z[site].shape[2:])
             for i, site in enumerate(self.networks.sites)
         ]
 
-    def spread(self, information: Information, index: Tensor) -> list[Tensor]:
-        """Maps of a class, each position's share of the evidence for it being its posterior."""
+    def weighted(
+        self, information: Information, index: Tensor, weighting: Weighting, joined: bool
+    ) -> list[Tensor]:
+        """Maps of a class whose evidence has moved to where the class, or the decision, is.
+
+        Args:
+            information: which of the three.
+            index: classes ``(N, S)``.
+            weighting: ``"posterior"``, or ``"shares"`` times posterior.
+            joined: first combine the layers, into one map on the finest grid.
+        """
         if information == "redundant":
-            pair = zip(self.spread("general", index), self.spread("sufficient", index))
-            return [general - sufficient for general, sufficient in pair]
+            kinds: tuple[Information, ...] = ("general", "sufficient")
+            pair = (self.weighted(kind, index, weighting, joined) for kind in kinds)
+            return [general - sufficient for general, sufficient in zip(*pair)]
         maps = self.maps(information, index, classes=False)
         posterior = position_posterior(
             [*maps, *self._head_evidence(index)], self._prior(information)
         )
-        return [spread(one, posterior) for one in maps]
+        if joined:
+            maps = [combine(maps, posterior.shape[2:])]
+        if weighting == "posterior":
+            return [spread(one, posterior) for one in maps]
+        shares = self._shares(information, index)
+        return [apportion(one, shares, posterior) for one in maps]
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:
         """Evidence for a class at the sites that have a head alone."""
         networks = self.networks
         return [
-            _on_grid(self._value(i, self.z[site], False, index, False), self.z[site])
+            on_grid(self._value(i, site, False, index, False), self.z[site].shape[2:])
             for i, site in enumerate(networks.head_sites, len(networks.sites))
         ]
 
@@ -133,33 +155,72 @@ class Reader:
             return torch.ones_like(self.z[site][:, :1])
         return capacity_prior(self.logits[site])
 
+    def _shares(self, information: Information, index: Tensor) -> Tensor:
+        """Shares of the positions in log p(index), ``(N, 1, *positions)``."""
+        networks, prediction = self.networks, self.first.prediction
+        classes = self.readout.classes(prediction)
+        whole = classes.coordinates(prediction)
+        gradient = classes.mean_gradient(whole, index)
+        evidence = []
+        for i, site in enumerate(networks.sites + networks.head_sites):
+            noised = information == "sufficient" and i < len(networks.sites)
+            values = self.readout.coordinates(self._head(i, site, noised), self.args)
+            read = values.double() @ gradient[:, :, None]
+            if noised:
+                read = read.masked_fill(self._silent(site), 0.0)
+            evidence.append(on_grid(read, self.z[site].shape[2:]))
+        total = (whole * gradient).sum(1, keepdim=True)
+        return share_out(networks.share_scores(self.z).double(), total, evidence)
+
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool
     ) -> Tensor:
         if information == "general":
-            return self._value(i, self.z[site], False, index, classes)
-        logit = self.logits[site]
-        signal = self.networks.mean_signal(self.z[site], logit)
-        sufficient = self._value(i, signal, True, index, classes)
+            return self._value(i, site, False, index, classes)
         # Pure noise says nothing, whatever the head makes of its mean.
-        silent = (torch.sigmoid(logit) == 1).flatten(1)[..., None]
-        sufficient = sufficient.masked_fill(silent, 0.0)
+        sufficient = self._value(i, site, True, index, classes).masked_fill(
+            self._silent(site), 0.0)
         if information == "sufficient":
             return sufficient
-        return self._value(i, self.z[site], False, index, classes) - sufficient
+        return self._value(i, site, False, index, classes) - sufficient
+
+    def _silent(self, site: Site) -> Tensor:
+        """Where alpha is 1, ``(N, P, 1)``."""
+        return (torch.sigmoid(self.logits[site]) == 1).flatten(1)[..., None]
+
+    def _features(self, site: Site, noised: bool) -> Tensor:
+        """Clean features of a site, or x' at its mean."""
+        z = self.z[site]
+        return self.networks.mean_signal(z, self.logits[site]) if noised else z
+
+    def _head(self, i: int, site: Site, noised: bool) -> Tensor:
+        """Parameters of q at every position, computed once."""
+        if (i, noised) not in self._parameters:
+            self._parameters[i, noised] = self.networks.head(i, self._features(site, noised))
+        return self._parameters[i, noised]
 
     def _value(
-        self, i: int, z: Tensor, noised: bool, index: Tensor | None, classes: bool
+        self, i: int, site: Site, noised: bool, index: Tensor | None, classes: bool
     ) -> Tensor:
-        """``(N, P, M)``: the estimator's value at every position of features ``z``."""
+        """``(N, P, M)``: the estimator's value at every position of a site."""
         if self.estimator == "infomax":
-            return self.networks.pointwise_information(i, z, self.first.y, noised)[..., None]
-        parameters = self.networks.head(i, z)
+            return self._pointwise(i, self._features(site, noised), noised)[..., None]
+        parameters = self._head(i, site, noised)
         if classes:
             return self.readout.evidence(parameters, self.args)
         if index is None:
             return self.readout.kl(parameters)[..., None]
         return self.readout.evidence_for(parameters, index, self.args)[..., None]
+
+    def _pointwise(self, i: int, features: Tensor, noised: bool) -> Tensor:
+        """``(N, P)``: the critic's pointwise mutual information of features and y."""
+        return self.networks.pointwise_information(i, features, self.first.y, noised)
+
+    def _expected(self, i: int, features: Tensor, noised: bool) -> Tensor:
+        """``(N, P)``: the estimator's value of features, in expectation over classes."""
+        if self.estimator == "infomax":
+            return self._pointwise(i, features, noised)
+        return self.readout.kl(self.networks.head(i, features))
 
     def dataset_rows(self) -> Tensor:
         """``(N, sites, 4)``: general, sufficient, redundant, capacity per position, in nats.
@@ -171,20 +232,13 @@ class Reader:
         for i, site in enumerate(self.networks.sites):
             z, logit = self.z[site], self.logits[site]
             noised = inject_noise(z, logit, torch.randn_like(z))
-            general = self._value(i, z, False, None, False)[..., 0]
-            silent = (torch.sigmoid(logit) == 1).flatten(1)
-            sufficient = self._value(i, noised, True, None, False)[..., 0].masked_fill(silent, 0.0)
+            general = self._expected(i, z, False)
+            silent = self._silent(site)[..., 0]
+            sufficient = self._expected(i, noised, True).masked_fill(silent, 0.0)
             capacity = capacities[site].sum(1, keepdim=True).flatten(1)
             values = (general, sufficient, general - sufficient, capacity)
             rows.append(torch.stack([value.mean(1) for value in values], 1))
         return torch.stack(rows, 1)
-
-
-def _on_grid(values: Tensor, z: Tensor) -> Tensor:
-    """``(N, P, M)`` to ``(N, M, *positions)`` of features ``z``."""
-    channels_first = values.transpose(1, 2)
-    positions = z.shape[2:]
-    return channels_first.unflatten(2, positions) if positions else channels_first[..., 0]
 
 
 def chunks(

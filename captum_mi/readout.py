@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from captum._utils.common import ExpansionTypes, _expand_additional_forward_args, _select_targets
 from torch import Tensor
 
-from captum_mi.outputs import GaussianOutput, Output
+from captum_mi.networks import Networks
+from captum_mi.outputs import CategoricalOutput, GaussianOutput, Output
 
 __all__ = ["Readout", "target_index"]
 
@@ -48,6 +50,31 @@ class Readout:
     output: Output
     downstream: Callable[..., Tensor] | None
     log_marginal: Tensor | None
+
+    @classmethod
+    def of(cls, networks: Networks, downstream: Callable[..., Tensor] | None) -> Readout:
+        """How a fit's heads are read."""
+        uniform = networks.design.marginal == "uniform"
+        return cls(networks.output, downstream, None if uniform else networks.class_log_marginal)
+
+    def classes(self, prediction: Tensor) -> Output:
+        """What predictions ``(N, ...)`` are: y itself, or the downstream function's classes.
+
+        In float64: shares in a prediction may be small differences.
+        """
+        if self.downstream is None:
+            return copy.deepcopy(self.output).double()
+        classes = CategoricalOutput(prediction.shape[1:])
+        if self.log_marginal is not None:
+            classes.log_marginal = self.log_marginal
+        return classes.to(prediction.device, torch.float64)
+
+    def coordinates(self, parameters: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """Log-odds of all classes relative to the marginal: ``(N, P, classes)``.
+
+        For a categorical up to a number that is the same for all classes.
+        """
+        return parameters if self.downstream is None else self.evidence(parameters, args)
 
     def kl(self, parameters: Tensor) -> Tensor:
         """Expectation over q of the evidence about y itself: ``(N, P)``, never negative."""

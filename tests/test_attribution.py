@@ -126,7 +126,7 @@ def test_the_posterior_moves_evidence_and_keeps_signs_and_the_positive_total(
     target = net(images).argmax(1)
     plain, moved = (
         attr.attribute(images, target, information=information, weighting=weighting)
-        for weighting in ("none", None)
+        for weighting in ("none", "posterior")
     )
     positive = plain > 0
     assert positive.any()
@@ -141,8 +141,9 @@ def test_only_the_evidence_for_a_class_is_spread_by_the_posterior(fitted, images
     expected = fitted.attribute(images, None, weighting="none")
     assert torch.equal(fitted.attribute(images), expected)
     for options in ({}, {"target": 0, "estimator": "infomax"}):
-        with pytest.raises(ValueError, match="needs the variational evidence for a class"):
-            fitted.attribute(images, weighting="posterior", **options)
+        for weighting in ("shares", "posterior"):
+            with pytest.raises(ValueError, match="needs the variational evidence for a class"):
+                fitted.attribute(images, weighting=weighting, **options)
 
 
 def test_a_deeper_head_moves_the_evidence_and_does_not_change_it(net, images, quick_fit):

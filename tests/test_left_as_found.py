@@ -131,16 +131,18 @@ def test_finetuning_trains_a_copy(net, images, quick_fit):
 def test_attribution_runs_the_model_no_further_than_the_deepest_layer_that_is_read(
     net, images, quick_fit
 ):
-    """The classifier on top does not run, unless its output is asked for."""
+    """The classifier on top does not run, unless its output is read."""
     attr = quick_fit(InfoBottleneckAttribution(net, "stage1"), [images])
     calls = []
     handle = net.fc.register_forward_hook(lambda *_: calls.append(1))
-    attr.attribute(images, target=1)
+    attr.attribute(images)
+    attr.attribute(images, target=1, weighting="posterior")
     attr.evidence(images)
     assert not calls
+    attr.attribute(images, target=1)
     attr.attribute(images, estimator="infomax")
-    attr.attribute(images, target=1, refine_steps=1)
-    assert calls
+    attr.attribute(images, target=1, weighting="none", refine_steps=1)
+    assert len(calls) == 4  # refinement runs a second pass
     handle.remove()
     assert not any(module._forward_hooks for module in net.modules())
 

@@ -232,3 +232,24 @@ def test_target_index_follows_captum():
         target_index(torch.tensor([0, 7]), 2, (3,))
     with pytest.raises(AssertionError, match="does not match output"):
         target_index([0], 2, (3,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "index"),
+    [("categorical", [[1]]), ("categorical", [[0, 3]]), ("bernoulli", [[2]]),
+     ("bernoulli", [[0, 1]]), ("probabilities", [[1]])],
+)
+def test_the_mean_gradient_adds_up_to_the_gain_in_log_probability(kind, index):
+    output = make_output(kind, (4,)).double()
+    raw = 2 * torch.randn(50, 4).double()
+    raw = raw.softmax(1) if kind == "probabilities" else raw
+    output.fit_marginal(raw)
+    coordinates = output.coordinates(raw)
+    chosen = torch.tensor(index).expand(50, -1)
+    gain = (coordinates * output.mean_gradient(coordinates, chosen)).sum(1)
+    expected = output.evidence_for(coordinates[:, None], chosen)[:, 0]
+    torch.testing.assert_close(gain, expected, atol=2e-3, rtol=1e-3)
+    loss = output.loss_of_coordinates(raw, coordinates)
+    torch.testing.assert_close(loss, torch.zeros(50).double(), atol=1e-6, rtol=0)
+    nothing = output.loss_of_coordinates(raw, torch.zeros_like(coordinates))
+    torch.testing.assert_close(nothing.mean(), output.uninformed(raw))

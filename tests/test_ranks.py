@@ -39,7 +39,7 @@ def outcome(loader, steps=6, **options):
     attr = InfoBottleneckAttribution(Net().double(), ["stage1", "stage2"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        history = attr.fit(loader, steps, progress=False, bank_size=64, **options)
+        history = attr.fit(loader, steps, progress=False, bank_size=512, **options)
     probe = global_batches()[0][:4]
     return {
         "map": attr.attribute(probe, target=1),
