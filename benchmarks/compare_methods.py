@@ -133,7 +133,9 @@ def ours(fits: Fits, options: argparse.Namespace) -> Registry:
             for i in range(options.refits)
         ]
 
-    found: Registry = {OURS: variant(), f"{OURS}, weighting='none'": variant(weighting="none")}
+    found: Registry = {OURS: variant()}
+    for weighting in ("posterior", "none"):
+        found[f"{OURS}, weighting={weighting!r}"] = variant(weighting=weighting)
     if options.refine_steps:
         steps = options.refine_steps
         found[f"{OURS}, refine_steps={steps}"] = variant(refine_steps=steps)

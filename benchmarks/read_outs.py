@@ -40,6 +40,7 @@ class Parts:
         general: the same in clean features, of each layer that has a head, the deepest last.
         expected: expectation of the evidence in x' over classes.
         alpha_logit: logit of alpha on the finest grid.
+        default: the default map, at the input's resolution.
     """
 
     def __init__(self, attr: InfoBottleneckAttribution, images: Tensor, target: Tensor) -> None:
@@ -60,6 +61,7 @@ class Parts:
                 self.sufficient.append(grid(output.evidence_for(q, index), site))
                 self.expected.append(grid(output.kl(q), site))
         self.alpha_logit = networks.alpha_map(z)
+        self.default = attr.attribute(images, target).sum(1, keepdim=True)
 
 
 def _layers(attr: InfoBottleneckAttribution, images: Tensor) -> dict[str, LayerOutput]:
@@ -90,15 +92,16 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
         "evidence x (1 - alpha)": lambda p: times(p.sufficient, keep(p.alpha_logit)),
         "evidence x capacity": lambda p: times(p.sufficient, prior(p)),
         "sum with the deepest head": lambda p: [*p.sufficient, p.general[-1]],
+        "evidence by posterior and shares (default)": lambda p: [p.default],
         "posterior alone": lambda p: [
             position_posterior([*p.sufficient, p.general[-1]], prior(p)).float()],
-        "evidence by posterior (default)": lambda p: by_posterior(
+        "evidence by posterior": lambda p: by_posterior(
             p, [*p.sufficient, p.general[-1]], prior(p)),
         "... with a uniform prior": lambda p: by_posterior(
             p, [*p.sufficient, p.general[-1]], torch.ones_like(prior(p))),
         "... without the deepest head": lambda p: by_posterior(p, p.sufficient, prior(p)),
         "... of clean evidence": lambda p: by_posterior(p, p.general, prior(p)),
-        "default + (1 - alpha) x clean evidence": lambda p: [
+        "evidence by posterior + (1 - alpha) x clean evidence": lambda p: [
             combine(by_posterior(p, [*p.sufficient, p.general[-1]], prior(p)),
                     p.alpha_logit.shape[2:])
             + combine(times(p.general[: len(p.sufficient)], keep(p.alpha_logit)),

@@ -49,7 +49,7 @@ def main() -> None:
     images, targets = test[: options.n], labels[: options.n]
     explain = {
         "captum_mi, fit kept": lambda copy: attr.bind(copy).attribute(images, targets),
-        "captum_mi without posterior, fit kept": lambda copy: attr.bind(copy).attribute(
+        "captum_mi, weighting='none', fit kept": lambda copy: attr.bind(copy).attribute(
             images, targets, weighting="none"),
         "Integrated Gradients (absolute)": lambda copy: IntegratedGradients(copy).attribute(
             images, target=targets, n_steps=50, internal_batch_size=500).abs(),
