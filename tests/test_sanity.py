@@ -34,11 +34,17 @@ def test_edge_detectors_fail_it(net, images):
 
 def test_it_takes_a_fit_bound_to_the_copy(net, images, quick_fit):
     attr = quick_fit(InfoBottleneckAttribution(net, "stage1"), [images], steps=20)
-    result = cascading_randomization(
-        net, lambda copy: attr.bind(copy).attribute(images, 1).sum(1), ["fc", "stage2"]
-    )
-    torch.testing.assert_close(result.similarity[0], torch.ones(32))  # fc lies above all heads
-    assert result.similarity[1].mean() < 0.99
+
+    def similarity(**options):
+        return cascading_randomization(
+            net, lambda copy: attr.bind(copy).attribute(images, 1, **options).sum(1),
+            ["fc", "stage2"],
+        ).similarity
+
+    by_posterior = similarity(weighting="posterior")
+    torch.testing.assert_close(by_posterior[0], torch.ones(32))  # fc lies above all heads
+    assert by_posterior[1].mean() < 0.99
+    assert similarity()[0].mean() < 0.99  # shares read the prediction
 
 
 class Scaled(nn.Module):

@@ -245,7 +245,7 @@ def test_read_outs(photographs):
         photographs / "weights.pt", "--train", 16, "--batch", 8, "--steps", 1, "--n", 2,
         "--mosaics", 0, "--tiles-per-step", 72, "--amp", "--out", photographs / "read_outs",
     )
-    assert "evidence by posterior (default)" in printed
+    assert "evidence by posterior and shares (default)" in printed
 
 
 def test_compare_methods(photographs):
