@@ -24,7 +24,7 @@ from captum_mi.grid import n_positions, resize
 
 __all__ = ["apportion", "share_out"]
 
-_OWN = 0.1  # of the evidence stays near where it is read
+_PRIOR = 1.0  # nats that are divided as the evidence itself lies
 
 
 def share_out(scores: Tensor, total: Tensor, evidence: Sequence[Tensor]) -> Tensor:
@@ -67,12 +67,12 @@ def apportion(maps: Tensor, shares: Tensor, posterior: Tensor) -> Tensor:
 
     Each example's evidence for the class is divided among the positions in proportion to the
     posterior times the positive part of the share, its evidence against the class in proportion
-    to the negative part: both totals stay. A little is divided as the evidence itself lies, so
-    that nothing hangs on shares of next to nothing.
+    to the negative part: both totals stay. To the shares of either sign comes one nat that lies
+    as the evidence does, so that nothing hangs on shares of next to nothing.
 
     Args:
         maps: evidence for a class, ``(N, 1, *positions)``.
-        shares: ``(N, 1, *grid)``, of any scale.
+        shares: ``(N, 1, *grid)``, in nats.
         posterior: ``(N, 1, *grid)``, of any scale.
 
     Returns:
@@ -83,21 +83,26 @@ def apportion(maps: Tensor, shares: Tensor, posterior: Tensor) -> Tensor:
         >>> evidence = torch.tensor([[[3.0, 3.0, -1.0, -1.0]]])
         >>> shares = torch.tensor([[[0.0, 2.0, 1.0, -1.0]]])
         >>> apportion(evidence, shares, torch.ones(1, 1, 4)).round(decimals=2)
-        tensor([[[ 0.3500,  3.8800,  1.4800, -1.7100]]])
+        tensor([[[ 0.7500,  3.7500,  1.0000, -1.5000]]])
     """
-    shares = resize(shares.double(), maps.shape[2:])
+    shares = _resized(shares.double(), maps.shape[2:])
     posterior = resize(posterior.double(), maps.shape[2:])
     evidence = maps.double()
-    shares = shares / _at_least(_over_positions(shares.abs()))
     in_favour = _divided(evidence.clamp_min(0), shares.clamp_min(0), posterior)
     against = _divided((-evidence).clamp_min(0), (-shares).clamp_min(0), torch.ones_like(shares))
     return (in_favour - against).to(maps.dtype)
 
 
+def _resized(shares: Tensor, positions: Sequence[int]) -> Tensor:
+    """Shares on another grid, with the same total."""
+    factor = n_positions(shares.shape[2:]) / n_positions(positions)
+    return resize(shares, positions) * factor
+
+
 def _divided(amounts: Tensor, shares: Tensor, weight: Tensor) -> Tensor:
     """The total of the amounts, divided anew; the amounts where nothing has a weight."""
     total = _over_positions(amounts)
-    parts = weight * (shares + _OWN * amounts / _at_least(total))
+    parts = weight * (shares + _PRIOR * amounts / _at_least(total))
     whole = _over_positions(parts)
     return torch.where(whole > 0, parts * (total / _at_least(whole)), amounts)
 

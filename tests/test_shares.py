@@ -33,14 +33,31 @@ def test_evidence_of_coarser_layers_is_resized():
 def test_evidence_goes_where_the_shares_are_and_both_totals_stay():
     maps = torch.randn(5, 1, 4, 4)
     shares = torch.zeros(5, 1, 4, 4)
-    shares[:, :, 1, 2], shares[:, :, 3, 0] = 3.0, -1.0
+    shares[:, :, 1, 2], shares[:, :, 3, 0] = 30.0, -20.0
     moved = apportion(maps, shares, torch.ones(5, 1, 4, 4))
     assert (moved.flatten(1).argmax(1) == 6).all()
     assert (moved.flatten(1).argmin(1) == 12).all()
     torch.testing.assert_close(moved.sum((1, 2, 3)), maps.sum((1, 2, 3)))
     posterior = torch.rand(5, 1, 4, 4)
-    twice = apportion(maps, 2 * shares, 3 * posterior)
-    torch.testing.assert_close(twice, apportion(maps, shares, posterior))
+    thrice = apportion(maps, shares, 3 * posterior)
+    torch.testing.assert_close(thrice, apportion(maps, shares, posterior))
+
+
+def test_shares_of_a_hundredth_of_a_nat_change_next_to_nothing():
+    maps, posterior = torch.randn(5, 1, 4, 4), torch.rand(5, 1, 4, 4)
+    shares = torch.randn(5, 1, 4, 4)
+    shares *= 0.01 / shares.abs().sum((2, 3), keepdim=True)
+    moved = apportion(maps, shares, posterior)
+    without_any = apportion(maps, torch.zeros_like(shares), posterior)
+    assert (moved - without_any).abs().max() < 0.02 * maps.abs().sum((2, 3)).max()
+
+
+def test_shares_on_a_coarser_grid_weigh_the_same():
+    maps, posterior = torch.rand(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
+    coarse = torch.rand(2, 1, 2, 2)
+    fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
+    torch.testing.assert_close(apportion(maps, fine, posterior),
+                               apportion(maps, coarse, posterior))
 
 
 def test_without_shares_the_posterior_alone_decides():
