@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from captum_mi import checkpoint, ranks
 from captum_mi.batches import Batch, batches, check_inputs, device_of, dtype_of, move
 from captum_mi.bottleneck import logit_of
-from captum_mi.fitting import Settings, fill_bank, noise_sites, survey, train
+from captum_mi.fitting import Settings, fill_bank, survey, train
 from captum_mi.grid import finest
 from captum_mi.heatmap import Unit, combine, find_map_input, per_unit, to_input, zeros_for
 from captum_mi.history import History
@@ -425,7 +425,7 @@ class _BottleneckAttribution(InternalAttribution):
             for part, part_args, part_index in chunks(inputs, args, index, internal_batch_size):
                 reader = Reader(
                     passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
-                    refine_steps, whole=chosen == "shares",
+                    refine_steps, decision=chosen == "shares",
                 )
                 results.append(
                     reader.maps(information, part_index, classes)
@@ -507,7 +507,7 @@ class _BottleneckAttribution(InternalAttribution):
         with self._reading():
             z = networks.to(formatted[0].device).standardise(passes.features(masked, args))
             noise = shared_noise({site: z[site] for site in networks.noised_sites}, seed)
-            noised = noise_sites(networks, networks.alpha_logits(z), noise)
+            noised = networks.injections(networks.alpha_logits(z), noise)
             return passes.second(formatted, args, noised).prediction
 
     # ------------------------------------------------------------------ dataset figures
@@ -687,19 +687,13 @@ def _weighting(
     if weighting is None:
         if not of_class:
             return "none"
-        return "posterior" if structure.removable is None else "shares"
+        return "shares" if structure.has_shares else "posterior"
     check_choice("weighting", weighting, Weighting)
     if weighting != "none" and not of_class:
         raise ValueError(
             f"weighting={weighting!r} needs the variational evidence for a class, at a layer with "
             f"positions; got estimator={estimator!r}, {'no' if index is None else 'a'} target and "
             f"{axes} position axes"
-        )
-    if weighting == "shares" and structure.removable is None:
-        raise ValueError(
-            "weighting='shares' needs an input of floating-point values whose positions are the "
-            "features', so that parts of it can be removed while fitting; there is none here. Use "
-            "weighting='posterior'"
         )
     return weighting
 

@@ -23,13 +23,13 @@ from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
 from captum_mi.outputs import CategoricalOutput, Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
-from captum_mi.preserve import isolated_randomness
+from captum_mi.posterior import capacity_prior, position_posterior
 from captum_mi.readout import Readout
-from captum_mi.removal import channels_first, random_positions
-from captum_mi.shares import share_out
+from captum_mi.shares import agreement, clues, disagreement
 from captum_mi.sites import Site
+from captum_mi.slopes import Dials, slope_at
 
-__all__ = ["Settings", "Survey", "Walk", "fill_bank", "noise_sites", "survey", "train"]
+__all__ = ["Settings", "Survey", "Walk", "fill_bank", "survey", "train"]
 
 Walk = Callable[[], Iterator[Batch]]
 
@@ -125,7 +125,6 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
         ValueError: for NaN or Inf in inputs, features or outputs.
     """
     streams = {site: StreamingMoments() for site in networks.all_sites}
-    reference = StreamingMoments()
     ys: list[Tensor] = []
     predictions: list[Tensor] = []
     held_out = 0
@@ -135,17 +134,11 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
         first = passes.first(batch.inputs, batch.additional_forward_args)
         for site, stream in streams.items():
             stream.update(_finite(site.of(first.layers), f"layer {site.name!r}"))
-        if networks.removable is not None:
-            grid = networks.positions({s: s.of(first.layers) for s in networks.sites})
-            x = batch.inputs[networks.removable]
-            reference.update(channels_first(x, grid, networks.design.channel_axis))
         ys.append(_finite(first.y, "the global representation").to(dtype).cpu())
         same = first.prediction is first.y
         predictions.append(ys[-1] if same else first.prediction.to(dtype).cpu())
         held_out += int(_held_out(batch).sum())
 
-    if networks.removable is not None:
-        networks.reference.copy_(reference.result()[0])
     if networks.design.noise == "matched":
         for site, stream in streams.items():
             networks.moments_of(site).set(*stream.result())
@@ -247,7 +240,6 @@ class _Trainer:
     ) -> None:
         self.passes, self.networks, self.found = passes, networks, found
         self.settings, self.teacher = settings, teacher
-        self.steps = 0
         base = list(passes.model.parameters()) if teacher is not None else []
         self.base = [p for p in base if p.is_floating_point()]
         self.encoder = list(networks.inference.parameters()) + self.base
@@ -269,10 +261,8 @@ class _Trainer:
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Update all networks on one batch and return the terms, in nats."""
-        networks, args = self.networks, batch.additional_forward_args
-        self.steps += 1
-        with torch.set_grad_enabled(bool(self.base)):
-            first = self.passes.first(batch.inputs, args)
+        networks = self.networks
+        first, index, slopes = self._first(batch)
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
         noised = {
@@ -284,29 +274,45 @@ class _Trainer:
         bound, likelihood, held, marginal = self._heads(z, noised, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
-        removal = self._removal(batch, first, z, logits) if self.shares else task.new_zeros(())
+        missed, shares = task.new_zeros(()), task.new_zeros(())
+        if self.shares:
+            missed, shares = self._shares(batch, first, z, logits, index, slopes)
         alpha = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
         weight = ranks.weight_of(len(first.y), first.y.device)
         values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha,
-                         removal=removal)
+                         shares=shares)
         values |= _values(1.0, info_nce=nce, head=held, marginal=marginal)
         self._check(values)
         beta2 = values["beta2"] = self.beta2.start(values["information"] + values["capacity"])
         objective = weight * (task + beta2 * (bound + size)) / (1 + beta2)
         if self.base:  # every process has the whole InfoNCE, but the gradient of its own rows
             objective = objective - ranks.world() * self.settings.beta1 * nce
-        self._update(objective, likelihood, self.settings.beta1 * nce_loss, weight * removal)
+        self._update(objective, likelihood, self.settings.beta1 * nce_loss, weight * missed)
         self.beta2.update(values["distortion"])
         if not self.critics:
             del values["info_nce"]
         if not self.shares:
-            del values["removal"]
+            del values["shares"]
         return values
+
+    def _first(self, batch: Batch) -> tuple[Pass, Tensor, list[Tensor]]:
+        """The first pass, a class for each example, and the slopes of the decision for it."""
+        args = batch.additional_forward_args
+        dials = Dials(self.networks)
+        with torch.set_grad_enabled(bool(self.base or self.shares)):
+            first = self.passes.first(
+                batch.inputs, args, dials.functions() if self.shares else None)
+        if not self.shares:
+            return first, torch.empty(0), []
+        classes = self.readout.classes(first.prediction)
+        index = _drawn(classes.coordinates(first.prediction.detach()))
+        slopes = dials.slopes(classes, first.prediction, index, keep_graph=bool(self.base))
+        return first if self.base else first.detached(), index, slopes
 
     def _task_loss(self, batch: Batch, first: Pass, logits: dict[Site, Tensor]) -> Tensor:
         """Distortion of the second pass, whose features are the running ones, noised."""
         args = batch.additional_forward_args
-        second = self.passes.second(batch.inputs, args, noise_sites(self.networks, logits))
+        second = self.passes.second(batch.inputs, args, self.networks.injections(logits))
         output = self.found.task_output
         if self.settings.task == "labels":
             if batch.labels is None:
@@ -370,26 +376,36 @@ class _Trainer:
             ]
         return torch.stack(bounds).mean(), torch.stack(losses).mean()
 
-    def _removal(
-        self, batch: Batch, first: Pass, z: dict[Site, Tensor], logits: dict[Site, Tensor]
-    ) -> Tensor:
-        """KL of the prediction without random positions from what the shares say it is."""
+    def _shares(
+        self,
+        batch: Batch,
+        first: Pass,
+        z: dict[Site, Tensor],
+        logits: dict[Site, Tensor],
+        index: Tensor,
+        slopes: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """How far inferred shares are from those at one level of noise: loss, correlation."""
         networks, args = self.networks, batch.additional_forward_args
-        classes = self.readout.classes(first.prediction)
+        z = {site: features.detach() for site, features in z.items()}
         with torch.no_grad():
-            with isolated_randomness(torch.initial_seed() + self.steps):  # of no concern to others
-                removed = random_positions(len(first.y), networks.positions(z), first.y.device)
-            less = self.passes.second(networks.without(batch.inputs, removed), args, {})
-            whole = classes.coordinates(first.prediction).to(networks.reference.dtype)
             evidence = []
             for i, site in enumerate(networks.sites + networks.head_sites):
-                read = z[site] if i >= len(networks.sites) else networks.mean_signal(
-                    z[site], logits[site])
-                values = self.readout.coordinates(networks.head(i, read), args)
-                evidence.append(on_grid(values, z[site].shape[2:]))
-        scores = networks.share_scores({site: features.detach() for site, features in z.items()})
-        lost = (share_out(scores, whole, evidence) * removed).flatten(2).sum(2)
-        return classes.loss_of_coordinates(less.prediction, whole - lost).mean()
+                noised = i < len(networks.sites)
+                read = networks.mean_signal(z[site], logits[site]) if noised else z[site]
+                values = self.readout.evidence_for(networks.head(i, read), index, args)
+                evidence.append(on_grid(values[..., None], z[site].shape[2:]))
+            positions = networks.positions(z)
+            finest = next(s for s in networks.sites if z[s].shape[2:] == positions)
+            posterior = position_posterior(evidence, capacity_prior(logits[finest]))
+        inferred = networks.share_map(z, clues(evidence, posterior, slopes, positions))
+        level = ranks.rand_rows(len(index), 1, index.device)
+        classes = self.readout.classes(first.prediction)
+        measured = slope_at(
+            self.passes, networks, classes, batch.inputs, args, z, index, level
+        ).to(inferred.dtype)
+        correlation = agreement(inferred.detach(), measured).mean()
+        return disagreement(inferred, measured).mean(), correlation
 
     def _scores(self, i: int, features: Tensor, chosen: Tensor, global_: Tensor) -> Tensor:
         rows = locals_of(features)
@@ -399,13 +415,13 @@ class _Trainer:
         return scores.unflatten(0, rows.shape[:2])
 
     def _update(
-        self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor, removal: Tensor
+        self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor, missed: Tensor
     ) -> None:
         for loss, parameters in (
             (objective, self.encoder),
             (likelihood, self.heads),
             (critic_loss, self.critics),
-            (removal, self.shares),
+            (missed, self.shares),
         ):
             if not parameters or not loss.requires_grad:
                 continue
@@ -419,7 +435,7 @@ class _Trainer:
         self.schedule.step()
 
     def _check(self, values: dict[str, float]) -> None:
-        for name in ("distortion", "information", "capacity", "info_nce", "removal", "alpha"):
+        for name in ("distortion", "information", "capacity", "info_nce", "shares", "alpha"):
             if not math.isfinite(values[name]):
                 raise FloatingPointError(
                     f"the fit diverged: {name} became {values[name]}. Lower lr"
@@ -438,28 +454,15 @@ def _values(weight: float, **terms: Tensor) -> dict[str, float]:
     return dict(zip(terms, mean.tolist()))
 
 
-def noise_sites(
-    networks: Networks, logits: dict[Site, Tensor], noise: dict[Site, Tensor] | None = None
-) -> dict[Site, Callable[[Tensor], Tensor]]:
-    """Functions that noise running features in a second pass, in the features' own units.
+def _drawn(coordinates: Tensor) -> Tensor:
+    """A class for each example ``(N, 1)``: of the prediction, its logarithm halved.
 
-    Args:
-        networks: the fit.
-        logits: logit of alpha for each site.
-        noise: the draw for each site; ``None`` draws afresh.
+    Likely ones are drawn more often than others, but others too: people ask about them.
     """
-
-    def noiser(site: Site) -> Callable[[Tensor], Tensor]:
-        moments = networks.moments_of(site)
-
-        def inject(features: Tensor) -> Tensor:
-            z = moments.standardise(features)
-            draw = ranks.randn_rows(z) if noise is None else noise[site]
-            return moments.restore(inject_noise(z, logits[site], draw)).to(features.dtype)
-
-        return inject
-
-    return {site: noiser(site) for site in networks.noised_sites}
+    n, classes = coordinates.shape
+    uniform = ranks.rand_rows(n, classes, coordinates.device).clamp(1e-6, 1 - 1e-6)
+    gumbel = -(-uniform.log()).log()
+    return (coordinates / 2 + gumbel).argmax(1, keepdim=True)
 
 
 def _endless(walk: Walk) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""The inference network: features of the first forward pass -> maps, such as alpha's logit."""
+"""The inference network: features of the first forward pass -> a map, such as alpha's logit."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _GROUPS = 8
 
 
 class InferenceNetwork(nn.Module):
-    """Reads several layers, resized to one grid and concatenated, and returns maps of logits.
+    """Reads several layers, resized to one grid and concatenated, and returns a map.
 
     Each layer passes a 1x1 convolution, group normalisation and GELU at its own resolution;
-    then come two 3x3 convolutions and a last 1x1, which starts at ``initial_logit`` everywhere.
+    then, beside further maps of that grid, come two 3x3 convolutions and a last 1x1, which starts
+    at one value everywhere.
     Group normalisation works within an example, so that no example depends on its batch.
 
     Args:
@@ -30,8 +31,9 @@ class InferenceNetwork(nn.Module):
         kind: ``"conv"`` sees neighbours, ``"mlp"`` (kernel size 1) one position at a time.
         width: channels that each layer is reduced to, a multiple of 8.
         hidden: channels of the two convolutions.
-        initial_logit: where maps start; ``-3`` is an alpha of 0.05, nearly untouched features.
-        maps: number of maps; one is alpha's.
+        initial: where the map starts; a logit of ``-3`` is an alpha of 0.05, nearly untouched
+            features.
+        beside: number of further maps.
     """
 
     def __init__(
@@ -41,8 +43,8 @@ class InferenceNetwork(nn.Module):
         kind: Literal["conv", "mlp"] = "conv",
         width: int = 64,
         hidden: int = 96,
-        initial_logit: float = -3.0,
-        maps: int = 1,
+        initial: float = -3.0,
+        beside: int = 0,
     ) -> None:
         super().__init__()
         self.position_axes = position_axes
@@ -52,21 +54,29 @@ class InferenceNetwork(nn.Module):
             for c in channels
         )
         conv = _CONV[position_axes]
-        last = conv(hidden, maps, 1)
+        last = conv(hidden, 1, 1)
         self.combine = nn.Sequential(
-            conv(width * len(channels), hidden, kernel, padding=kernel // 2),
+            conv(width * len(channels) + beside, hidden, kernel, padding=kernel // 2),
             nn.GELU(),
             conv(hidden, hidden, kernel, padding=kernel // 2),
             nn.GELU(),
             last,
         )
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        nn.init.constant_(last.bias, initial_logit)  # type: ignore[arg-type]
+        nn.init.constant_(last.bias, initial)  # type: ignore[arg-type]
 
-    def forward(self, context: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
-        """Logits ``(N, maps, *positions)`` from standardised ``(N, C_l, *positions_l)``."""
+    def forward(
+        self,
+        context: Sequence[Tensor],
+        positions: Sequence[int],
+        beside: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """A map ``(N, 1, *positions)`` from standardised ``(N, C_l, *positions_l)``.
+
+        Further maps are ``(N, 1, *positions)``.
+        """
         reduced = [self._reduce(net, z, positions) for net, z in zip(self.reduce, context)]
-        stacked = torch.cat(reduced, 1)
+        stacked = torch.cat([*reduced, *beside], 1)
         if self.position_axes:
             logits: Tensor = self.combine(stacked)
         else:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_mi.bottleneck import capacity, keep
+from captum_mi import ranks
+from captum_mi.bottleneck import capacity, inject_noise, keep
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic, mlp
-from captum_mi.grid import finest, locals_of, resize
+from captum_mi.grid import finest, locals_of, n_positions, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
 from captum_mi.moments import Moments
 from captum_mi.outputs import make_output
-from captum_mi.removal import without
 from captum_mi.sites import Site
 from captum_mi.structure import Design, Structure
 
@@ -62,7 +62,6 @@ class Networks(nn.Module):
     """
 
     class_log_marginal: Tensor
-    reference: Tensor
 
     def __init__(
         self,
@@ -75,6 +74,7 @@ class Networks(nn.Module):
         self.design = design
         self.sites, self.context = structure.sites, structure.context
         self.head_sites, self.tokens = structure.head_sites, structure.tokens
+        self.sloped = structure.sloped
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context
         axes = max(site.position_axes for site in sites)
@@ -101,15 +101,12 @@ class Networks(nn.Module):
             Bank(size, critic.embed_local(torch.zeros(1, site.channels)).shape[-1])  # type: ignore[operator]
             for size, critic, site in zip(bank_sizes, self.critics, sites)
         )
-        self.removable: int | None
-        self.removable, channels = structure.removable or (None, 0)
-        self.register_buffer("reference", torch.zeros(channels))
         self.shares = None
-        if self.removable is not None:
-            maps = 1 + len(sites + self.head_sites)
+        if structure.has_shares:
+            clues = len(sites + self.head_sites) + 1 + len(self.sloped)
             self.shares = InferenceNetwork(
                 [site.channels for site in context], axes, design.inference, _SHARES_WIDTH,
-                _SHARES_HIDDEN, initial_logit=0.0, maps=maps,
+                _SHARES_HIDDEN, initial=0.0, beside=clues,
             )
 
     @property
@@ -140,18 +137,17 @@ class Networks(nn.Module):
         logit: Tensor = self.inference([z[site] for site in self.context], self.positions(z))
         return logit
 
-    def share_scores(self, z: dict[Site, Tensor]) -> Tensor:
-        """What :func:`captum_mi.shares.share_out` takes, ``(N, 1 + L, *positions)``."""
-        assert self.shares is not None
-        scores: Tensor = self.shares([z[site] for site in self.context], self.positions(z))
-        return scores
+    def share_map(self, z: dict[Site, Tensor], clues: Sequence[Tensor]) -> Tensor:
+        """Shares of the positions in the decision for a class, ``(N, 1, *positions)``, in nats.
 
-    def without(self, inputs: tuple[Tensor, ...], removed: Tensor) -> tuple[Tensor, ...]:
-        """Inputs without some positions ``(N, 1, *positions)``: their means instead."""
-        assert self.removable is not None
-        x = inputs[self.removable]
-        less = without(x, removed, self.reference, self.design.channel_axis)
-        return (*inputs[: self.removable], less, *inputs[self.removable + 1 :])
+        Args:
+            z: standardised features.
+            clues: what :func:`captum_mi.shares.clues` says about the class.
+        """
+        assert self.shares is not None
+        positions = self.positions(z)
+        density = self.shares([z[site] for site in self.context], positions, clues)
+        return density / n_positions(positions)
 
     def spread(self, alpha_map: Tensor, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """The map of logits, resized to each noised site's grid; its mean for a single token."""
@@ -160,6 +156,28 @@ class Networks(nn.Module):
     def alpha_logits(self, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """Logit of alpha for each noised site: one map, resized."""
         return self.spread(self.alpha_map(z), z)
+
+    def injections(
+        self, logits: dict[Site, Tensor], noise: dict[Site, Tensor] | None = None
+    ) -> dict[Site, Callable[[Tensor], Tensor]]:
+        """Functions that noise running features in a second pass, in the features' own units.
+
+        Args:
+            logits: logit of alpha for each noised site.
+            noise: the draw for each site; ``None`` draws afresh.
+        """
+
+        def injection(site: Site) -> Callable[[Tensor], Tensor]:
+            moments = self.moments_of(site)
+
+            def inject(features: Tensor) -> Tensor:
+                z = moments.standardise(features)
+                draw = ranks.randn_rows(z) if noise is None else noise[site]
+                return moments.restore(inject_noise(z, logits[site], draw)).to(features.dtype)
+
+            return inject
+
+        return {site: injection(site) for site in self.noised_sites}
 
     def head(self, i: int, z: Tensor) -> Tensor:
         """Parameters ``(N, P, head_size)`` of ``q(y | x')`` from features of site ``i``.

@@ -90,8 +90,8 @@ class Output(nn.Module):
         """
         raise NotImplementedError
 
-    def loss_of_coordinates(self, raw: Tensor, coordinates: Tensor) -> Tensor:
-        """KL, in nats, from raw predictions to those with some coordinates: ``(N,)``."""
+    def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
+        """Of raw predictions, ``log p(index)`` ``(N,)`` of classes ``(N, S)``, one event."""
         raise NotImplementedError
 
     def mean_gradient(self, coordinates: Tensor, index: Tensor) -> Tensor:
@@ -184,9 +184,8 @@ class CategoricalOutput(Output):
     def coordinates(self, raw: Tensor) -> Tensor:
         return self._log_probabilities(raw) - self.log_marginal
 
-    def loss_of_coordinates(self, raw: Tensor, coordinates: Tensor) -> Tensor:
-        log_p = F.log_softmax(coordinates + self.log_marginal, -1)
-        return categorical_kl(self._log_probabilities(raw), log_p)
+    def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
+        return self._log_probabilities(raw).gather(1, index).logsumexp(-1)
 
     def mean_gradient(self, coordinates: Tensor, index: Tensor) -> Tensor:
         total = torch.zeros_like(coordinates)
@@ -265,8 +264,8 @@ class BernoulliOutput(Output):
     def coordinates(self, raw: Tensor) -> Tensor:
         return self._logits(raw) - self.marginal_logits
 
-    def loss_of_coordinates(self, raw: Tensor, coordinates: Tensor) -> Tensor:
-        return bernoulli_kl(self._logits(raw), coordinates + self.marginal_logits)
+    def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
+        return F.logsigmoid(self._logits(raw).gather(1, index)).sum(-1)
 
     def mean_gradient(self, coordinates: Tensor, index: Tensor) -> Tensor:
         total = torch.zeros_like(coordinates)

@@ -14,12 +14,13 @@ from captum_mi.grid import on_grid
 from captum_mi.heatmap import combine
 from captum_mi.hooks import LayerOutput
 from captum_mi.networks import Networks
-from captum_mi.passes import Pass, Passes
+from captum_mi.passes import Pass, Passes, detached
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 from captum_mi.readout import Readout
-from captum_mi.refinement import refine
-from captum_mi.shares import apportion, share_out
+from captum_mi.refinement import measured_shares, refine_alpha, refined_shares
+from captum_mi.shares import apportion, clues
 from captum_mi.sites import Site
+from captum_mi.slopes import Dials
 
 __all__ = [
     "Estimate", "Estimator", "Information", "Reader", "Weighting", "chunks", "estimates",
@@ -51,8 +52,8 @@ class Reader:
         args: additional forward arguments of the batch.
         estimator: heads or critics.
         beta2: multiplier for refinement.
-        refine_steps: steps of per-sample refinement of alpha.
-        whole: run the first pass to its end, since its prediction is read.
+        refine_steps: steps of per-sample refinement, of alpha or, if they are read, of shares.
+        decision: shares in the decision are read, so the first pass runs to its end.
     """
 
     def __init__(
@@ -65,13 +66,15 @@ class Reader:
         estimator: Estimator,
         beta2: float,
         refine_steps: int = 0,
-        whole: bool = False,
+        decision: bool = False,
     ) -> None:
         self.passes, self.networks, self.readout = passes, networks, readout
         self.inputs, self.args, self.estimator = inputs, args, estimator
         self.beta2, self.refine_steps = beta2, refine_steps
-        self.whole = whole or estimator == "infomax" or refine_steps > 0
+        self.dials = Dials(networks) if decision else None
         self._parameters: dict[tuple[int, bool], Tensor] = {}
+        self._slopes_at_zero: list[Tensor] | None = None
+        self._measured: Tensor | None = None
         self.z = networks.standardise(self._layers())
         for site, features in self.z.items():
             if not bool(torch.isfinite(features).all()):
@@ -79,21 +82,24 @@ class Reader:
 
     def _layers(self) -> dict[str, LayerOutput]:
         """Layers of the first pass, which runs to its end only if its output is read."""
-        if self.whole:
-            return self.first.layers
+        if self.dials is not None or self.estimator == "infomax" or self.refine_steps:
+            return detached(self.first.layers)
         return self.passes.features(self.inputs, self.args)
 
     @cached_property
     def first(self) -> Pass:
         """The first pass with its output."""
-        return self.passes.first(self.inputs, self.args)
+        if self.dials is None:
+            return self.passes.first(self.inputs, self.args)
+        with torch.enable_grad():
+            return self.passes.first(self.inputs, self.args, self.dials.functions())
 
     @cached_property
     def logits(self) -> dict[Site, Tensor]:
         """Logit of alpha for each site, inferred and possibly refined."""
-        if not self.refine_steps:
+        if not self.refine_steps or self.dials is not None:
             return self.networks.alpha_logits(self.z)
-        refined = refine(
+        refined = refine_alpha(
             self.passes, self.networks, self.inputs, self.args, self.first, self.z,
             self.beta2, self.refine_steps,
         )
@@ -130,14 +136,13 @@ class Reader:
             pair = (self.weighted(kind, index, weighting, joined) for kind in kinds)
             return [general - sufficient for general, sufficient in zip(*pair)]
         maps = self.maps(information, index, classes=False)
-        posterior = position_posterior(
-            [*maps, *self._head_evidence(index)], self._prior(information)
-        )
+        evidence = [*maps, *self._head_evidence(index)]
+        posterior = position_posterior(evidence, self._prior(information))
         if joined:
             maps = [combine(maps, posterior.shape[2:])]
         if weighting == "posterior":
             return [spread(one, posterior) for one in maps]
-        shares = self._shares(information, index)
+        shares = self._shares(evidence, posterior, index)
         return [apportion(one, shares, posterior) for one in maps]
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:
@@ -155,22 +160,29 @@ class Reader:
             return torch.ones_like(self.z[site][:, :1])
         return capacity_prior(self.logits[site])
 
-    def _shares(self, information: Information, index: Tensor) -> Tensor:
+    def _shares(self, evidence: list[Tensor], posterior: Tensor, index: Tensor) -> Tensor:
         """Shares of the positions in log p(index), ``(N, 1, *positions)``."""
-        networks, prediction = self.networks, self.first.prediction
-        classes = self.readout.classes(prediction)
-        whole = classes.coordinates(prediction)
-        gradient = classes.mean_gradient(whole, index)
-        evidence = []
-        for i, site in enumerate(networks.sites + networks.head_sites):
-            noised = information == "sufficient" and i < len(networks.sites)
-            values = self.readout.coordinates(self._head(i, site, noised), self.args)
-            read = values.double() @ gradient[:, :, None]
-            if noised:
-                read = read.masked_fill(self._silent(site), 0.0)
-            evidence.append(on_grid(read, self.z[site].shape[2:]))
-        total = (whole * gradient).sum(1, keepdim=True)
-        return share_out(networks.share_scores(self.z).double(), total, evidence)
+        networks, z = self.networks, self.z
+        read = clues(evidence, posterior, self._slopes(index), networks.positions(z))
+        inferred = networks.share_map(z, read)
+        if not self.refine_steps:
+            return inferred
+        if self._measured is None:
+            classes = self.readout.classes(self.first.prediction)
+            self._measured = measured_shares(
+                self.passes, networks, classes, self.inputs, self.args, z, index,
+                self.refine_steps,
+            )
+        return refined_shares(inferred, self._measured, self.refine_steps)
+
+    def _slopes(self, index: Tensor) -> list[Tensor]:
+        """Slopes of the decision at no noise; the first pass has one graph, for one of them."""
+        if self._slopes_at_zero is None:
+            assert self.dials is not None
+            prediction = self.first.prediction
+            classes = self.readout.classes(prediction)
+            self._slopes_at_zero = self.dials.slopes(classes, prediction, index)
+        return self._slopes_at_zero
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool

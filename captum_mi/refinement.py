@@ -1,4 +1,4 @@
-"""Per-sample refinement: a few steps on the alpha of given examples, from the inferred one."""
+"""Per-sample refinement: a few steps for given examples, from what was inferred for them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from captum_mi.bottleneck import inject_noise
-from captum_mi.fitting import noise_sites
 from captum_mi.networks import Networks
 from captum_mi.outputs import Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
 from captum_mi.sites import Site
+from captum_mi.slopes import slope_at
 
-__all__ = ["refine", "shared_noise"]
+__all__ = ["measured_shares", "refine_alpha", "refined_shares", "shared_noise"]
 
 _LR = 0.2
+_INFERRED = 4  # levels of noise that inferred shares are worth
 _EPS = 1e-6  # in nats: Adam would blow up the rounding of smaller gradients
 
 
@@ -29,7 +30,7 @@ def shared_noise(z: dict[Site, Tensor], seed: int) -> dict[Site, Tensor]:
     }
 
 
-def refine(
+def refine_alpha(
     passes: Passes,
     networks: Networks,
     inputs: tuple[Tensor, ...],
@@ -56,13 +57,44 @@ def refine(
         optimizer = torch.optim.Adam([alpha_map], lr=_LR, eps=_EPS)
         for _ in range(steps):
             logits = networks.spread(alpha_map, z)
-            noised = noise_sites(networks, logits, noise)
+            noised = networks.injections(logits, noise)
             second = passes.second(inputs, args, noised)
             task = task_output.distortion(first.prediction, second.prediction)
             loss = task + beta2 * _information(networks, z, logits, noise)
             alpha_map.grad = torch.autograd.grad(loss.sum() / (1 + beta2), alpha_map)[0]
             optimizer.step()
     return alpha_map.detach()
+
+
+def measured_shares(
+    passes: Passes,
+    networks: Networks,
+    classes: Output,
+    inputs: tuple[Tensor, ...],
+    args: tuple[Any, ...],
+    z: dict[Site, Tensor],
+    index: Tensor,
+    steps: int,
+) -> Tensor:
+    """Shares in the decision for a class, measured at evenly spaced levels of noise.
+
+    The draw of noise at each level serves all examples.
+
+    Returns:
+        ``(N, 1, *positions)``, in nats.
+    """
+    slopes = []
+    for step in range(steps):
+        noise = shared_noise({site: z[site] for site in networks.noised_sites}, step)
+        level = torch.full((len(index), 1), (step + 0.5) / steps, device=index.device)
+        slopes.append(
+            slope_at(passes, networks, classes, inputs, args, z, index, level, noise))
+    return torch.stack(slopes).mean(0)
+
+
+def refined_shares(inferred: Tensor, measured: Tensor, steps: int) -> Tensor:
+    """Mean of both, in which inferred shares count as four levels of noise."""
+    return (_INFERRED * inferred + steps * measured) / (_INFERRED + steps)
 
 
 def _task_output(networks: Networks, first: Pass) -> Output:

@@ -1,15 +1,15 @@
-r"""Shares of positions in a decision: what the prediction loses without them.
+r"""Shares of positions in a decision: what it loses at each of them as noise grows.
 
-A share of position j in class c is :math:`\phi_j(c)`, in nats, such that without a set R of
-positions the model's prediction is
+The share of position j in class c, in nats, is
 
-.. math:: p(c \mid x_{\setminus R}) \propto p(c \mid x)\, e^{-\sum_{j \in R} \phi_j(c)},
-          \qquad \sum_j \phi_j(c) = \log \frac{p(c \mid x)}{r(c)},
+.. math:: \phi_j(c) = -\int_0^1 \mathbb{E}\,
+          \frac{\partial}{\partial \alpha_j} \log p(c \mid x'_\alpha)\, d\alpha ,
 
-so that without any position the marginal r is left. They are learnt by likelihood from inputs
-with random parts removed, one pass for each example, and so amortise what occlusion (Zeiler and
-Fergus, 2014, https://arxiv.org/abs/1311.2901) and Shapley values (Lundberg and Lee, 2017,
-https://arxiv.org/abs/1705.07874) ask the model for again and again.
+where alpha, the same at all positions, grows from no noise to noise alone. Over the positions it
+adds up to :math:`\log p(c \mid x) - \mathbb{E} \log p(c \mid \text{noise})`: these are
+integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365), the shares of
+Aumann and Shapley, through the bottleneck instead of the input. A network learns them from one
+level of noise for each example and step, and so amortises what would take many passes each.
 """
 
 from __future__ import annotations
@@ -22,44 +22,57 @@ from torch import Tensor
 
 from captum_mi.grid import n_positions, resize
 
-__all__ = ["apportion", "share_out"]
+__all__ = ["agreement", "apportion", "clues", "disagreement"]
 
 _PRIOR = 1.0  # nats that are divided as the evidence itself lies
+_OUTLIER = 5.0  # nats per position, times positions, from which errors count linearly
 
 
-def share_out(scores: Tensor, total: Tensor, evidence: Sequence[Tensor]) -> Tensor:
-    r"""Share a total out among positions.
+def clues(
+    evidence: Sequence[Tensor],
+    posterior: Tensor,
+    slopes: Sequence[Tensor],
+    positions: Sequence[int],
+) -> list[Tensor]:
+    """What the network reads about a class, as maps of one grid.
 
-    .. math:: \phi_j = w_j\,\Phi + \sum_l \bigl(g_{lj} e_{lj} - \overline{g_l e_l}\bigr)
-
-    with weights w that sum to 1 and gates g, neither of which depends on the class: what is
-    specific of a class comes from the total and from the evidence at each position.
+    All are signed logarithms: of the evidence in nats, of the posterior relative to a uniform
+    one, and of the decision's slopes at no noise, in nats per position times positions.
 
     Args:
-        scores: ``(N, 1 + L, *positions)``: logits of w, then of each layer's gate.
-        total: ``(N, M)``, in nats.
-        evidence: of each of L layers, ``(N, M, *positions_l)``, in nats.
+        evidence: evidence for the class of each layer, ``(N, 1, *positions_l)``.
+        posterior: over positions, ``(N, 1, *grid)``.
+        slopes: of each layer where they are read, ``(N, 1, *positions_l)``.
+        positions: the grid.
 
     Returns:
-        ``(N, M, *positions)``; sums to the total over the positions.
-
-    Example::
-
-        >>> scores = torch.zeros(1, 2, 4)
-        >>> evidence = torch.tensor([[[1.0, 1.0, 1.0, 5.0]]])
-        >>> shares = share_out(scores, torch.tensor([[2.0]]), [evidence])
-        >>> shares.sum().item(), shares.argmax().item()
-        (2.0, 3)
+        Maps ``(N, 1, *positions)``.
     """
-    positions = scores.shape[2:]
-    axes = tuple(range(2, scores.dim()))
-    weight = scores[:, :1].flatten(2).softmax(2).view_as(scores[:, :1])
-    gates = F.softplus(scores[:, 1:]) / n_positions(positions)
-    shares = weight * total[(..., *[None] * len(positions))]
-    for i, one in enumerate(evidence):
-        local = gates[:, i : i + 1] * resize(one, positions)
-        shares = shares + local - local.mean(axes, keepdim=True)
-    return shares
+    dtype = evidence[0].dtype
+    densities = [maps * n_positions(maps.shape[2:]) for maps in (posterior, *slopes)]
+    return [_signed_log(resize(maps.to(dtype), positions)) for maps in (*evidence, *densities)]
+
+
+def _signed_log(values: Tensor) -> Tensor:
+    return values.sign() * values.abs().log1p()
+
+
+def disagreement(inferred: Tensor, measured: Tensor) -> Tensor:
+    """What the network minimises: squared errors, and absolute ones where they are large.
+
+    Its minimum is at the mean of what is measured, but for levels of noise where a slope is
+    extreme. Both are ``(N, 1, *positions)``, in nats; the result is ``(N,)``.
+    """
+    n = n_positions(inferred.shape[2:])
+    errors = F.huber_loss(n * inferred, n * measured, delta=_OUTLIER, reduction="none")
+    return errors.flatten(1).mean(1)
+
+
+def agreement(inferred: Tensor, measured: Tensor) -> Tensor:
+    """Correlation over positions of each example, ``(N,)``; 0 where either is constant."""
+    a, b = (maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True)
+            for maps in (inferred, measured))
+    return F.cosine_similarity(a, b)
 
 
 def apportion(maps: Tensor, shares: Tensor, posterior: Tensor) -> Tensor:

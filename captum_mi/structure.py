@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -11,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
-from captum_mi.heatmap import find_map_input
 from captum_mi.hooks import OnRepeat
 from captum_mi.outputs import OutputKind, resolve_kind
 from captum_mi.passes import Passes
-from captum_mi.removal import channels_first
 from captum_mi.sites import ChannelAxis, Site, find_sites
 from captum_mi.stages import stage_layers
 
@@ -88,8 +85,8 @@ class Structure:
         y_shape: shape of one example's y.
         output_shape: shape of one example's output of the model.
         n_classes: classes of the downstream function, 0 without one.
-        removable: index and channels of the input whose parts can be removed, to learn the
-            positions' shares in the prediction; ``None`` without one, or without classes.
+        sloped: where the decision's slope at no noise is read: the deepest of the sites, and
+            what is read after it.
         signature: what inputs look like.
     """
 
@@ -97,12 +94,12 @@ class Structure:
     head_sites: tuple[Site, ...]
     context: tuple[Site, ...]
     tokens: tuple[Site, ...]
+    sloped: tuple[Site, ...]
     global_layer: str | None
     output: OutputKind
     y_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     n_classes: int
-    removable: tuple[int, int] | None
     signature: Signature
 
     @property
@@ -115,6 +112,11 @@ class Structure:
     def position_axes(self) -> int:
         """Number of axes of the grid that alpha lives on."""
         return max(site.position_axes for site in self.sites)
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether positions can have a share in a decision: there are positions and classes."""
+        return self.position_axes > 0 and (self.output != "gaussian" or self.n_classes > 0)
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -130,13 +132,11 @@ class Structure:
     def from_dict(cls, values: dict[str, Any]) -> Structure:
         sites = {
             name: tuple(Site.from_dict(site) for site in values[name])
-            for name in ("sites", "head_sites", "context", "tokens")
+            for name in ("sites", "head_sites", "context", "tokens", "sloped")
         }
         tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
-        removable = values["removable"] and tuple(values["removable"])
         signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
-        return cls(**{**values, **sites, **tuples, "removable": removable,
-                      "signature": signature})
+        return cls(**{**values, **sites, **tuples, "signature": signature})
 
 
 def default_layers(
@@ -220,34 +220,20 @@ def probe(
     is_output = first.y.shape == first.output.shape and torch.equal(first.y, first.output)
     y_shape = tuple(first.y.shape[1:])
     output_kind = resolve_kind(design.output, y_shape, is_output and downstream is None)
-    has_classes = output_kind != "gaussian" or downstream is not None
-    grid = max((site.of(first.layers).shape[2:] for site in sites), key=math.prod)
+    head_sites = sites_of(head_layers)
+    order = list(first.layers)  # as they ran
+    deepest = max(order.index(site.layer) for site in sites)
     return Structure(
         sites=sites,
-        head_sites=sites_of(head_layers),
+        head_sites=head_sites,
         context=sites_of(context_layers),
         tokens=tuple(token for _, tokens in found(layers) for token in tokens),
+        sloped=tuple(
+            site for site in sites + head_sites if order.index(site.layer) >= deepest),
         global_layer=None if is_output else global_layer,
         output=output_kind,
         y_shape=y_shape,
         output_shape=tuple(first.output.shape[1:]),
         n_classes=0 if downstream is None else first.prediction.shape[1],
-        removable=_removable(inputs, tuple(grid), design) if has_classes else None,
         signature=Signature.of(inputs),
     )
-
-
-def _removable(
-    inputs: tuple[Tensor, ...], grid: tuple[int, ...], design: Design
-) -> tuple[int, int] | None:
-    """Index and channels of the input that maps belong to, if it holds floating-point values."""
-    if not grid:
-        return None
-    try:
-        index = find_map_input(inputs, len(grid), design.map_input)
-    except ValueError:  # none, or several: a matter for the class whose maps go there
-        return None
-    x = inputs[index]
-    if not x.is_floating_point():
-        return None
-    return index, channels_first(x, grid, design.channel_axis).shape[1]
