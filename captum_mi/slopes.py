@@ -68,6 +68,7 @@ class Dials:
             coordinates = classes.coordinates(prediction)
             gradient = classes.mean_gradient(coordinates.detach(), index)
             total = (coordinates * gradient).sum()
+        _check_graph(total)
         slopes = torch.autograd.grad(
             total, [self._alphas[site] for site in self.networks.sloped],
             retain_graph=keep_graph, materialize_grads=True,
@@ -111,9 +112,20 @@ def slope_at(
     """
     positions = networks.positions(z)
     level = level.clamp(_EDGE, 1 - _EDGE).view(-1, 1, *[1] * len(positions))
+    level = level.to(next(iter(z.values())).dtype)
     with torch.enable_grad():
         alpha = level.expand(-1, 1, *positions).clone().requires_grad_()
         noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
         prediction = passes.second(inputs, args, noised).prediction
         log_p = classes.log_probability(prediction, index)
+        _check_graph(log_p)
         return -torch.autograd.grad(log_p.sum(), alpha)[0]
+
+
+def _check_graph(total: Tensor) -> None:
+    if not total.requires_grad:
+        raise RuntimeError(
+            "the model's prediction cannot be differentiated by the features of the chosen "
+            "layers: something between them detaches it (torch.no_grad, .detach(), NumPy). "
+            "Choose layers above that, or let it be differentiable"
+        )

@@ -1,33 +1,37 @@
-"""Shares in a decision: known truth, laws of how they are dealt out, and sets of positions."""
+"""Shares in a decision: known truth, and laws of how they are dealt out."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.removal import channels_first, random_positions, without
-from captum_mi.shares import apportion, share_out
+from captum_mi.shares import agreement, apportion, clues, disagreement
 
 
-def test_shares_by_a_slow_twin_sum_to_the_total():
-    n, classes, k = 2, 3, 4
-    scores, total = torch.randn(n, 3, k).double(), torch.randn(n, classes).double()
-    evidence = [torch.randn(n, classes, k).double() for _ in range(2)]
-    shares = share_out(scores, total, evidence)
-    for i in range(n):
-        weight = scores[i, 0].exp() / scores[i, 0].exp().sum()
-        for c in range(classes):
-            local = sum((1 + scores[i, 1 + m].exp()).log() / k * evidence[m][i, c]
-                        for m in range(2))
-            expected = weight * total[i, c] + local - local.mean()
-            torch.testing.assert_close(shares[i, c], expected)
-    torch.testing.assert_close(shares.sum(2), total)
+def test_clues_are_signed_logarithms_of_nats_and_densities():
+    evidence, posterior = torch.randn(2, 1, 2, 2), torch.rand(2, 1, 4, 4)
+    posterior /= posterior.sum((2, 3), keepdim=True)
+    slope = torch.randn(2, 1, 4, 4)
+    maps = clues([evidence], posterior.double(), [slope], (4, 4))
+    assert [tuple(one.shape) for one in maps] == 3 * [(2, 1, 4, 4)]
+    for one, raw in zip(maps[1:], (16 * posterior, 16 * slope)):
+        torch.testing.assert_close(one, raw.sign() * (1 + raw.abs()).log())
+    torch.testing.assert_close(maps[0].mean((2, 3)).sign(), evidence.mean((2, 3)).sign())
 
 
-def test_evidence_of_coarser_layers_is_resized():
-    shares = share_out(torch.zeros(1, 2, 4, 4), torch.ones(1, 1), [torch.randn(1, 1, 2, 2)])
-    assert shares.shape == (1, 1, 4, 4)
-    torch.testing.assert_close(shares.sum(), torch.tensor(1.0))
+def test_disagreement_by_a_slow_twin():
+    inferred, measured = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 10.0]]])
+    errors = [2.0, 20.0]  # nats per position, times two positions
+    expected = (0.5 * errors[0] ** 2 + 5 * (errors[1] - 2.5)) / 2
+    torch.testing.assert_close(disagreement(inferred, measured), torch.tensor([expected]))
+
+
+def test_agreement_is_the_correlation():
+    a, b = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    expected = [np.corrcoef(x.flatten(), y.flatten())[0, 1] for x, y in zip(a, b)]
+    np.testing.assert_allclose(agreement(a, b), expected, rtol=1e-4)
+    assert agreement(torch.ones(1, 1, 4), torch.rand(1, 1, 4)) == 0
 
 
 def test_evidence_goes_where_the_shares_are_and_both_totals_stay():
@@ -69,50 +73,6 @@ def test_without_shares_the_posterior_alone_decides():
     assert torch.equal(nothing, torch.zeros(2, 1, 6))
     nowhere = apportion(maps, torch.zeros(2, 1, 6), torch.zeros(2, 1, 6))
     assert torch.equal(nowhere, maps)
-
-
-@pytest.mark.parametrize("grid", [(12,), (12, 12), (7, 5), (2, 2, 2), (1, 1)])
-def test_every_position_is_removed_as_often(grid):
-    sets = torch.cat([random_positions(200, grid, torch.device("cpu")) for _ in range(40)]).float()
-    assert sets.shape == (8000, 1, *grid)
-    rate = sets.mean((0, 1))
-    # The mean of a squared uniform number, rounded up to whole positions.
-    assert rate.min() > rate.max() - 0.06
-    positions = rate.numel()
-    sizes = sets.flatten(1).sum(1)
-    expected = torch.ceil(torch.linspace(0, 1, 10001)[1:].square() * positions).mean()
-    assert sizes.mean() == pytest.approx(float(expected), rel=0.05)
-
-
-def test_random_sets_are_scattered_or_lumps():
-    def touching(sets):  # share of neighbours that are alike, against chance
-        share = sets.float().mean((1, 2, 3))
-        same = (sets[..., 1:] == sets[..., :-1]).float().mean((1, 2, 3))
-        return float((same - (share**2 + (1 - share) ** 2)).mean())
-
-    lumped = [touching(random_positions(500, (12, 12), torch.device("cpu"))) for _ in range(30)]
-    assert min(lumped) < 0.01
-    assert max(lumped) > 0.1
-
-
-def test_inputs_without_some_positions():
-    reference = torch.tensor([10.0, 20.0])
-    removed = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
-    removed[..., 0, 1] = True
-    x = torch.rand(1, 2, 4, 4)
-    kept = x.clone()
-    less = without(x, removed, reference)
-    assert torch.equal(x, kept)
-    assert (less[0, 0, :2, 2:] == 10).all()
-    assert (less[0, 1, :2, 2:] == 20).all()
-    less[:, :, :2, 2:] = x[:, :, :2, 2:]
-    assert torch.equal(less, x)
-    last = x.movedim(1, -1)
-    assert channels_first(last, (4, 4)).shape == x.shape
-    on_last = without(last, removed.repeat_interleave(2, 2).repeat_interleave(2, 3), reference)
-    assert torch.equal(on_last.movedim(-1, 1), without(x, removed, reference))
-    flat = without(torch.rand(3, 4), torch.ones(3, 1, 2, dtype=torch.bool), reference[:1])
-    assert (flat == 10).all()
 
 
 class Sums(nn.Module):
@@ -165,9 +125,39 @@ def test_what_speaks_for_the_class_is_told_from_what_speaks_against_it(trained):
     assert coldest.float().mean() > 0.8
 
 
-def test_the_shares_learn_what_removal_does(trained):
-    removal = trained.history.removal
-    assert sum(removal[-30:]) < 0.5 * sum(removal[:30])
+def test_inferred_shares_come_to_agree_with_measured_ones(trained):
+    shares = trained.history.shares
+    assert sum(shares[-30:]) / 30 > 0.7
+    assert sum(shares[-30:]) > 1.3 * sum(shares[:30])
+
+
+def test_inferred_shares_are_those_that_many_passes_measure(trained):
+    x, label, _ = scenes(64, 3)
+    measured = shares(trained, x, label, 200)
+    assert agreement(shares(trained, x, label, 0), measured).mean() > 0.97
+
+
+def test_refinement_brings_shares_of_a_short_fit_nearer_to_measured_ones(quick_fit):
+    x, label, _ = scenes(64, 3)
+    attr = quick_fit(InfoBottleneckAttribution(Sums(), "body"), [x], steps=3)
+    inferred, refined, measured = (shares(attr, x, label, steps) for steps in (0, 8, 200))
+    assert agreement(refined, measured).mean() > agreement(inferred, measured).mean() + 0.1
+    alone = shares(attr, x[:1], label[:1], 8)
+    torch.testing.assert_close(alone, refined[:1], rtol=1e-4, atol=1e-5)
+
+
+def shares(attr, x, label, steps):
+    """Shares that the default map is weighted by."""
+    found = {}
+
+    def keep(maps, shares, posterior):
+        found["shares"] = shares
+        return apportion(maps, shares, posterior)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("captum_mi.reading.apportion", keep)
+        attr.attribute(x, label, refine_steps=steps)
+    return found["shares"]
 
 
 def test_shares_are_saved_with_the_fit(trained, tmp_path):
@@ -204,11 +194,10 @@ class Words(nn.Module):
         return self.fc(self.body(self.embed(words).transpose(1, 2)).relu().mean(2))
 
 
-def test_words_cannot_be_removed_and_get_the_posterior(quick_fit):
+def test_words_have_shares_too(quick_fit):
     words = torch.randint(10, (16, 6))
-    attr = quick_fit(InfoBottleneckAttribution(Words(), "body", channel_axis="first"), [words])
-    assert not attr.history.removal
+    attr = InfoBottleneckAttribution(Words(), "body", channel_axis="first")
+    quick_fit(attr, [words], steps=20)
     default = attr.attribute(words, 0)
-    assert torch.equal(default, attr.attribute(words, 0, weighting="posterior"))
-    with pytest.raises(ValueError, match="needs an input of floating-point values"):
-        attr.attribute(words, 0, weighting="shares")
+    assert torch.equal(default, attr.attribute(words, 0, weighting="shares"))
+    assert not torch.equal(default, attr.attribute(words, 0, weighting="posterior"))
