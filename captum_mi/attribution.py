@@ -426,7 +426,7 @@ class _BottleneckAttribution(InternalAttribution):
             for part, part_args, part_index in chunks(inputs, args, index, internal_batch_size):
                 reader = Reader(
                     passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
-                    refine_steps, decision=chosen == "shares",
+                    refine_steps, refine_shares=chosen == "shares",
                 )
                 results.append(
                     reader.maps(information, part_index, classes)

@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from captum_mi.preserve import isolated_randomness
 from captum_mi.readout import Readout
 from captum_mi.shares import agreement, clues, disagreement
 from captum_mi.sites import Site
-from captum_mi.slopes import Dials, slope_at
+from captum_mi.slopes import slope_at
 
 __all__ = ["Settings", "Survey", "Walk", "fill_bank", "survey", "train"]
 
@@ -266,7 +265,9 @@ class _Trainer:
         """Update all networks on one batch and return the terms, in nats."""
         networks = self.networks
         self.steps += 1
-        first, index, slopes = self._first(batch)
+        args = batch.additional_forward_args
+        with torch.set_grad_enabled(bool(self.base)):
+            first = self.passes.first(batch.inputs, args)
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
         noised = {
@@ -280,7 +281,7 @@ class _Trainer:
         nce, nce_loss = self._critics(z, noised, first.y)
         missed, shares = task.new_zeros(()), task.new_zeros(())
         if self.shares:
-            missed, shares = self._shares(batch, first, z, logits, index, slopes)
+            missed, shares = self._shares(batch, first, z, logits)
         alpha = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
         weight = ranks.weight_of(len(first.y), first.y.device)
         values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha,
@@ -298,25 +299,6 @@ class _Trainer:
         if not self.shares:
             del values["shares"]
         return values
-
-    def _first(self, batch: Batch) -> tuple[Pass, Tensor, list[Tensor]]:
-        """The first pass, a class for each example, and the slopes of the decision for it."""
-        args = batch.additional_forward_args
-        dials = Dials(self.networks)
-        with torch.set_grad_enabled(bool(self.base or self.shares)):
-            first = self.passes.first(
-                batch.inputs, args, dials.functions() if self.shares else None)
-        if not self.shares:
-            return first, torch.empty(0), []
-        classes = self.readout.classes(first.prediction)
-        with self._randomness_of_shares(0):
-            index = _drawn(classes.coordinates(first.prediction.detach()))
-        slopes = dials.slopes(classes, first.prediction, index, keep_graph=bool(self.base))
-        return first if self.base else first.detached(), index, slopes
-
-    def _randomness_of_shares(self, draw: int) -> AbstractContextManager[None]:
-        """Of each step and draw its own, so that shares change nothing else in the fit."""
-        return isolated_randomness(torch.initial_seed() + 2 * self.steps + draw)
 
     def _task_loss(self, batch: Batch, first: Pass, logits: dict[Site, Tensor]) -> Tensor:
         """Distortion of the second pass, whose features are the running ones, noised."""
@@ -391,12 +373,16 @@ class _Trainer:
         first: Pass,
         z: dict[Site, Tensor],
         logits: dict[Site, Tensor],
-        index: Tensor,
-        slopes: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
         """How far inferred shares are from those at one level of noise: loss, correlation."""
         networks, args = self.networks, batch.additional_forward_args
         z = {site: features.detach() for site, features in z.items()}
+        classes = self.readout.classes(first.prediction)
+        with isolated_randomness(torch.initial_seed() + self.steps):  # of no concern to others
+            index = _drawn(classes.log_odds(first.prediction.detach()))
+            level = ranks.rand_rows(len(index), 1, index.device)
+            measured = slope_at(
+                self.passes, networks, classes, batch.inputs, args, z, index, level)
         with torch.no_grad():
             evidence = []
             for i, site in enumerate(networks.sites + networks.head_sites):
@@ -407,13 +393,8 @@ class _Trainer:
             positions = networks.positions(z)
             finest = next(s for s in networks.sites if z[s].shape[2:] == positions)
             posterior = position_posterior(evidence, capacity_prior(logits[finest]))
-        inferred = networks.share_map(z, clues(evidence, posterior, slopes, positions))
-        classes = self.readout.classes(first.prediction)
-        with self._randomness_of_shares(1):
-            level = ranks.rand_rows(len(index), 1, index.device)
-            measured = slope_at(
-                self.passes, networks, classes, batch.inputs, args, z, index, level
-            ).to(inferred.dtype)
+        inferred = networks.share_map(z, clues(evidence, posterior, positions))
+        measured = measured.to(inferred.dtype)
         correlation = agreement(inferred.detach(), measured).mean()
         return disagreement(inferred, measured).mean(), correlation
 
@@ -464,15 +445,15 @@ def _values(weight: float, **terms: Tensor) -> dict[str, float]:
     return dict(zip(terms, mean.tolist()))
 
 
-def _drawn(coordinates: Tensor) -> Tensor:
+def _drawn(log_odds: Tensor) -> Tensor:
     """A class for each example ``(N, 1)``: of the prediction, its logarithm halved.
 
     Likely ones are drawn more often than others, but others too: people ask about them.
     """
-    n, classes = coordinates.shape
-    uniform = ranks.rand_rows(n, classes, coordinates.device).clamp(1e-6, 1 - 1e-6)
+    n, classes = log_odds.shape
+    uniform = ranks.rand_rows(n, classes, log_odds.device).clamp(1e-6, 1 - 1e-6)
     gumbel = -(-uniform.log()).log()
-    return (coordinates / 2 + gumbel).argmax(1, keepdim=True)
+    return (log_odds / 2 + gumbel).argmax(1, keepdim=True)
 
 
 def _endless(walk: Walk) -> Iterator[Batch]:

@@ -91,10 +91,6 @@ class Moments(nn.Module):
         features = features.to(self.mean.dtype)
         return (features - channel_view(self.mean, features)) / channel_view(self.std, features)
 
-    def centre(self, features: Tensor) -> Tensor:
-        """What features have beyond their mean, in their own units and dtype."""
-        return features - channel_view(self.mean, features).to(features.dtype)
-
     def restore(self, z: Tensor) -> Tensor:
         """Inverse of :meth:`standardise`."""
         return z * channel_view(self.std, z) + channel_view(self.mean, z)

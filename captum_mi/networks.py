@@ -74,7 +74,6 @@ class Networks(nn.Module):
         self.design = design
         self.sites, self.context = structure.sites, structure.context
         self.head_sites, self.tokens = structure.head_sites, structure.tokens
-        self.sloped = structure.sloped
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context
         axes = max(site.position_axes for site in sites)
@@ -103,7 +102,7 @@ class Networks(nn.Module):
         )
         self.shares = None
         if structure.has_shares:
-            clues = len(sites + self.head_sites) + 1 + len(self.sloped)
+            clues = len(sites + self.head_sites) + 1
             self.shares = InferenceNetwork(
                 [site.channels for site in context], axes, design.inference, _SHARES_WIDTH,
                 _SHARES_HIDDEN, initial=0.0, beside=clues,

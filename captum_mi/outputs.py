@@ -30,7 +30,6 @@ OutputKind = Literal["categorical", "bernoulli", "probabilities", "gaussian"]
 
 _LOG_FLOOR = -20.0
 _MAX_WHITENED = 4096
-_STEPS = [(i + 0.5) / 32 for i in range(32)]  # midpoints along a line
 
 
 class Output(nn.Module):
@@ -83,30 +82,12 @@ class Output(nn.Module):
         """
         raise NotImplementedError
 
-    def coordinates(self, raw: Tensor) -> Tensor:
-        """Log-odds of raw predictions relative to the marginal, ``(N, size)``; 0 is r itself.
-
-        A head's numbers are such coordinates of q, for outputs with classes.
-        """
-        raise NotImplementedError
-
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         """Of raw predictions, ``log p(index)`` ``(N,)`` of classes ``(N, S)``, one event."""
         raise NotImplementedError
 
-    def mean_gradient(self, coordinates: Tensor, index: Tensor) -> Tensor:
-        """Gradient of ``log p(index)``, averaged along the line from r to the coordinates.
-
-        Its product with the coordinates is ``log p(index) - log r(index)`` (Sundararajan et al.,
-        2017, https://arxiv.org/abs/1703.01365), which weighs the classes of any shares in them.
-
-        Args:
-            coordinates: ``(N, size)``.
-            index: classes ``(N, S)``; several are one event, as for :meth:`evidence_for`.
-
-        Returns:
-            ``(N, size)``.
-        """
+    def log_odds(self, raw: Tensor) -> Tensor:
+        """Of raw predictions, up to a number for each example: ``(N, size)``."""
         raise NotImplementedError
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
@@ -181,19 +162,11 @@ class CategoricalOutput(Output):
         log_share = F.log_softmax(self.log_marginal[index], -1)  # of r within the set
         return (_gather(self.evidence(parameters), index) + log_share[:, None]).logsumexp(-1)
 
-    def coordinates(self, raw: Tensor) -> Tensor:
-        return self._log_probabilities(raw) - self.log_marginal
-
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return self._log_probabilities(raw).gather(1, index).logsumexp(-1)
 
-    def mean_gradient(self, coordinates: Tensor, index: Tensor) -> Tensor:
-        total = torch.zeros_like(coordinates)
-        for step in _STEPS:
-            log_p = F.log_softmax(step * coordinates + self.log_marginal, -1)
-            within = F.softmax(log_p.gather(1, index), -1)
-            total += torch.zeros_like(log_p).scatter_add(1, index, within) - log_p.exp()
-        return total / len(_STEPS)
+    def log_odds(self, raw: Tensor) -> Tensor:
+        return self._log_probabilities(raw)
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return categorical_kl(self._log_probabilities(first), self._log_probabilities(second))
@@ -261,18 +234,11 @@ class BernoulliOutput(Output):
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
         return _gather(self.evidence(parameters), index).sum(-1)
 
-    def coordinates(self, raw: Tensor) -> Tensor:
-        return self._logits(raw) - self.marginal_logits
-
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return F.logsigmoid(self._logits(raw).gather(1, index)).sum(-1)
 
-    def mean_gradient(self, coordinates: Tensor, index: Tensor) -> Tensor:
-        total = torch.zeros_like(coordinates)
-        for step in _STEPS:
-            missing = torch.sigmoid(-(step * coordinates + self.marginal_logits)).gather(1, index)
-            total.scatter_add_(1, index, missing)
-        return total / len(_STEPS)
+    def log_odds(self, raw: Tensor) -> Tensor:
+        return self._logits(raw)
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return bernoulli_kl(self._logits(first), self._logits(second))

@@ -14,7 +14,7 @@ from captum_mi.batches import device_of
 from captum_mi.hooks import LayerOutput, OnRepeat, capture, capture_only, observe, replace_output
 from captum_mi.sites import Site
 
-__all__ = ["Pass", "Passes", "detached"]
+__all__ = ["Pass", "Passes"]
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,6 @@ class Pass:
     y: Tensor
     output: Tensor
     prediction: Tensor
-
-    def detached(self) -> Pass:
-        """The same values, without a graph behind them."""
-        y, output = self.y.detach(), self.output.detach()
-        prediction = y if self.prediction is self.y else self.prediction.detach()
-        return Pass(detached(self.layers), y, output, prediction)
-
-
-def detached(layers: dict[str, LayerOutput]) -> dict[str, LayerOutput]:
-    """Captured layers without a graph behind them."""
-    return {
-        name: x.detach() if isinstance(x, Tensor) else tuple(part.detach() for part in x)
-        for name, x in layers.items()
-    }
 
 
 class Passes:
@@ -75,27 +61,12 @@ class Passes:
         self.layers = list(layers)
         self.global_layer = global_layer
         self.on_repeat: OnRepeat = on_repeat
-        self._calls: dict[str, int] = {}
+        self._calls: dict[str, int] | None = None
 
-    def first(
-        self,
-        inputs: tuple[Tensor, ...],
-        args: tuple[Any, ...],
-        functions: dict[Site, Callable[[Tensor], Tensor]] | None = None,
-    ) -> Pass:
-        """Run the model and return what was captured.
-
-        Args:
-            inputs: one batch.
-            args: additional forward arguments of the batch.
-            functions: what the features of sites pass through, after they were captured.
-        """
+    def first(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Pass:
+        """Run the model untouched and return what was captured."""
         wanted = self.layers + ([self.global_layer] if self.global_layer is not None else [])
-        with (
-            self._precision(),
-            capture(self.model, wanted, self.on_repeat) as captured,
-            self._through(functions or {}, inputs, args),
-        ):
+        with self._precision(), capture(self.model, wanted, self.on_repeat) as captured:
             output = self.model(*inputs, *args)
             return self._result(captured, output, len(inputs[0]), args)
 
@@ -115,30 +86,20 @@ class Passes:
         noised: dict[Site, Callable[[Tensor], Tensor]],
     ) -> Pass:
         """Run the model with the features of sites passed through functions."""
+        transforms = {
+            layer: _on_parts({site: noised[site] for site in noised if site.layer == layer})
+            for layer in dict.fromkeys(site.layer for site in noised)
+        }
+        if self.on_repeat == "last" and self._calls is None:
+            self._calls = self._count_calls(list(transforms), inputs, args)
         only_global = [self.global_layer] if self.global_layer is not None else []
         with (
             self._precision(),
-            self._through(noised, inputs, args),
+            replace_output(self.model, transforms, self.on_repeat, self._calls),
             capture(self.model, only_global, self.on_repeat) as captured,
         ):
             output = self.model(*inputs, *args)
             return self._result(captured, output, len(inputs[0]), args)
-
-    def _through(
-        self,
-        functions: dict[Site, Callable[[Tensor], Tensor]],
-        inputs: tuple[Tensor, ...],
-        args: tuple[Any, ...],
-    ) -> AbstractContextManager[Any]:
-        """Context in which the features of sites pass through functions."""
-        transforms = {
-            layer: _on_parts({site: functions[site] for site in functions if site.layer == layer})
-            for layer in dict.fromkeys(site.layer for site in functions)
-        }
-        calls = None
-        if self.on_repeat == "last":
-            calls = self._count_calls(list(transforms), inputs, args)
-        return replace_output(self.model, transforms, self.on_repeat, calls)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.amp is None:
@@ -148,18 +109,14 @@ class Passes:
     def _count_calls(
         self, layers: Sequence[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...]
     ) -> dict[str, int]:
-        """How often layers run in a pass, found once for each of them."""
-        unknown = [layer for layer in layers if layer not in self._calls]
-        if unknown:
-            calls = dict.fromkeys(unknown, 0)
+        calls = dict.fromkeys(layers, 0)
 
-            def count(layer: str, output: Any) -> None:
-                calls[layer] += 1
+        def count(layer: str, output: Any) -> None:
+            calls[layer] += 1
 
-            with torch.no_grad(), observe(self.model, unknown, count):
-                self.model(*inputs, *args)
-            self._calls |= calls
-        return self._calls
+        with torch.no_grad(), observe(self.model, layers, count):
+            self.model(*inputs, *args)
+        return calls
 
     def _result(
         self, captured: dict[str, LayerOutput], output: Any, n: int, args: tuple[Any, ...]

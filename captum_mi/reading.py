@@ -14,13 +14,12 @@ from captum_mi.grid import on_grid
 from captum_mi.heatmap import combine
 from captum_mi.hooks import LayerOutput
 from captum_mi.networks import Networks
-from captum_mi.passes import Pass, Passes, detached
+from captum_mi.passes import Pass, Passes
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 from captum_mi.readout import Readout
 from captum_mi.refinement import measured_shares, refine_alpha, refined_shares
 from captum_mi.shares import apportion, clues
 from captum_mi.sites import Site
-from captum_mi.slopes import Dials
 
 __all__ = [
     "Estimate", "Estimator", "Information", "Reader", "Weighting", "chunks", "estimates",
@@ -53,7 +52,7 @@ class Reader:
         estimator: heads or critics.
         beta2: multiplier for refinement.
         refine_steps: steps of per-sample refinement, of alpha or, if they are read, of shares.
-        decision: shares in the decision are read, so the first pass runs to its end.
+        refine_shares: that refinement is of shares.
     """
 
     def __init__(
@@ -66,14 +65,13 @@ class Reader:
         estimator: Estimator,
         beta2: float,
         refine_steps: int = 0,
-        decision: bool = False,
+        refine_shares: bool = False,
     ) -> None:
         self.passes, self.networks, self.readout = passes, networks, readout
         self.inputs, self.args, self.estimator = inputs, args, estimator
         self.beta2, self.refine_steps = beta2, refine_steps
-        self.dials = Dials(networks) if decision else None
+        self.refine_shares = refine_shares
         self._parameters: dict[tuple[int, bool], Tensor] = {}
-        self._slopes_at_zero: list[Tensor] | None = None
         self._measured: Tensor | None = None
         self.z = networks.standardise(self._layers())
         for site, features in self.z.items():
@@ -82,22 +80,19 @@ class Reader:
 
     def _layers(self) -> dict[str, LayerOutput]:
         """Layers of the first pass, which runs to its end only if its output is read."""
-        if self.dials is not None or self.estimator == "infomax" or self.refine_steps:
-            return detached(self.first.layers)
+        if self.estimator == "infomax" or self.refine_steps:
+            return self.first.layers
         return self.passes.features(self.inputs, self.args)
 
     @cached_property
     def first(self) -> Pass:
         """The first pass with its output."""
-        if self.dials is None:
-            return self.passes.first(self.inputs, self.args)
-        with torch.enable_grad():
-            return self.passes.first(self.inputs, self.args, self.dials.functions())
+        return self.passes.first(self.inputs, self.args)
 
     @cached_property
     def logits(self) -> dict[Site, Tensor]:
         """Logit of alpha for each site, inferred and possibly refined."""
-        if not self.refine_steps or self.dials is not None:
+        if not self.refine_steps or self.refine_shares:
             return self.networks.alpha_logits(self.z)
         refined = refine_alpha(
             self.passes, self.networks, self.inputs, self.args, self.first, self.z,
@@ -163,7 +158,7 @@ class Reader:
     def _shares(self, evidence: list[Tensor], posterior: Tensor, index: Tensor) -> Tensor:
         """Shares of the positions in log p(index), ``(N, 1, *positions)``."""
         networks, z = self.networks, self.z
-        read = clues(evidence, posterior, self._slopes(index), networks.positions(z))
+        read = clues(evidence, posterior, networks.positions(z))
         inferred = networks.share_map(z, read)
         if not self.refine_steps:
             return inferred
@@ -174,15 +169,6 @@ class Reader:
                 self.refine_steps,
             )
         return refined_shares(inferred, self._measured, self.refine_steps)
-
-    def _slopes(self, index: Tensor) -> list[Tensor]:
-        """Slopes of the decision at no noise; the first pass has one graph, for one of them."""
-        if self._slopes_at_zero is None:
-            assert self.dials is not None
-            prediction = self.first.prediction
-            classes = self.readout.classes(prediction)
-            self._slopes_at_zero = self.dials.slopes(classes, prediction, index)
-        return self._slopes_at_zero
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool

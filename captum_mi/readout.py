@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,23 +57,10 @@ class Readout:
         return cls(networks.output, downstream, None if uniform else networks.class_log_marginal)
 
     def classes(self, prediction: Tensor) -> Output:
-        """What predictions ``(N, ...)`` are: y itself, or the downstream function's classes.
-
-        In float64: shares in a prediction may be small differences.
-        """
+        """What predictions ``(N, ...)`` are: y itself, or the downstream function's classes."""
         if self.downstream is None:
-            return copy.deepcopy(self.output).double()
-        classes = CategoricalOutput(prediction.shape[1:])
-        if self.log_marginal is not None:
-            classes.log_marginal = self.log_marginal
-        return classes.to(prediction.device, torch.float64)
-
-    def coordinates(self, parameters: Tensor, args: tuple[Any, ...]) -> Tensor:
-        """Log-odds of all classes relative to the marginal: ``(N, P, classes)``.
-
-        For a categorical up to a number that is the same for all classes.
-        """
-        return parameters if self.downstream is None else self.evidence(parameters, args)
+            return self.output
+        return CategoricalOutput(prediction.shape[1:]).to(prediction.device)
 
     def kl(self, parameters: Tensor) -> Tensor:
         """Expectation over q of the evidence about y itself: ``(N, P)``, never negative."""

@@ -25,32 +25,30 @@ from captum_mi.grid import n_positions, resize
 __all__ = ["agreement", "apportion", "clues", "disagreement"]
 
 _PRIOR = 1.0  # nats that are divided as the evidence itself lies
+_NOWHERE = 0.2  # probability that no one position shows the class
 _OUTLIER = 5.0  # nats per position, times positions, from which errors count linearly
 
 
 def clues(
     evidence: Sequence[Tensor],
     posterior: Tensor,
-    slopes: Sequence[Tensor],
     positions: Sequence[int],
 ) -> list[Tensor]:
     """What the network reads about a class, as maps of one grid.
 
-    All are signed logarithms: of the evidence in nats, of the posterior relative to a uniform
-    one, and of the decision's slopes at no noise, in nats per position times positions.
+    All are signed logarithms: of the evidence in nats, and of the posterior relative to a uniform
+    one.
 
     Args:
         evidence: evidence for the class of each layer, ``(N, 1, *positions_l)``.
         posterior: over positions, ``(N, 1, *grid)``.
-        slopes: of each layer where they are read, ``(N, 1, *positions_l)``.
         positions: the grid.
 
     Returns:
         Maps ``(N, 1, *positions)``.
     """
-    dtype = evidence[0].dtype
-    densities = [maps * n_positions(maps.shape[2:]) for maps in (posterior, *slopes)]
-    return [_signed_log(resize(maps.to(dtype), positions)) for maps in (*evidence, *densities)]
+    density = posterior.to(evidence[0].dtype) * n_positions(posterior.shape[2:])
+    return [_signed_log(resize(maps, positions)) for maps in (*evidence, density)]
 
 
 def _signed_log(values: Tensor) -> Tensor:
@@ -80,8 +78,9 @@ def apportion(maps: Tensor, shares: Tensor, posterior: Tensor) -> Tensor:
 
     Each example's evidence for the class is divided among the positions in proportion to the
     posterior times the positive part of the share, its evidence against the class in proportion
-    to the negative part: both totals stay. To the shares of either sign comes one nat that lies
-    as the evidence does, so that nothing hangs on shares of next to nothing.
+    to the negative part: both totals stay. The posterior allows for a class that no one position
+    shows, with a probability of 1/5. To the shares of either sign comes one nat that lies as the
+    evidence does, so that nothing hangs on shares of next to nothing.
 
     Args:
         maps: evidence for a class, ``(N, 1, *positions)``.
@@ -100,6 +99,8 @@ def apportion(maps: Tensor, shares: Tensor, posterior: Tensor) -> Tensor:
     """
     shares = _resized(shares.double(), maps.shape[2:])
     posterior = resize(posterior.double(), maps.shape[2:])
+    posterior = posterior / _at_least(_over_positions(posterior))
+    posterior = (1 - _NOWHERE) * posterior + _NOWHERE / n_positions(maps.shape[2:])
     evidence = maps.double()
     in_favour = _divided(evidence.clamp_min(0), shares.clamp_min(0), posterior)
     against = _divided((-evidence).clamp_min(0), (-shares).clamp_min(0), torch.ones_like(shares))

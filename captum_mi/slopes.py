@@ -1,13 +1,7 @@
-r"""How fast a decision loses information as noise grows, position by position.
-
-Both are derivatives by alpha, from a backward pass through what lies above the bottleneck. The
-slope at no noise comes with the first pass; the slope at a level of noise needs a second one.
-"""
+"""How fast a decision loses information as noise grows, position by position."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,58 +12,9 @@ from captum_mi.outputs import Output
 from captum_mi.passes import Passes
 from captum_mi.sites import Site
 
-__all__ = ["Dials", "slope_at"]
+__all__ = ["slope_at"]
 
 _EDGE = 1e-3  # levels of noise keep away from 0 and 1
-
-
-class Dials:
-    """Alphas of a first pass, all zero, that its prediction can be differentiated by.
-
-    Each position of the layers from the deepest bottleneck on has one. They leave the features
-    as they are: what lies below is not differentiated.
-
-    Args:
-        networks: moments of the features, and which layers.
-    """
-
-    def __init__(self, networks: Networks) -> None:
-        self.networks = networks
-        self._alphas: dict[Site, Tensor] = {}
-
-    def functions(self) -> dict[Site, Callable[[Tensor], Tensor]]:
-        """What the features of each site pass through, for :meth:`Passes.first`."""
-        return {site: partial(self._turn, site) for site in self.networks.sloped}
-
-    def _turn(self, site: Site, features: Tensor) -> Tensor:
-        alpha = torch.zeros_like(features[:, :1]).requires_grad_()
-        self._alphas[site] = alpha
-        signal = self.networks.moments_of(site).centre(features.detach())
-        return features - alpha * signal.to(features.dtype)
-
-    def slopes(
-        self, classes: Output, prediction: Tensor, index: Tensor, keep_graph: bool = False
-    ) -> list[Tensor]:
-        """What ``log p(index) / r(index)`` loses by each alpha.
-
-        The logarithm is followed by its mean gradient from the marginal to the prediction: its
-        gradient at a confident prediction is next to nothing.
-
-        Args:
-            classes: what predictions are.
-            prediction: of the first pass.
-            index: classes ``(N, S)``.
-            keep_graph: leave the pass's graph for another backward pass.
-
-        Returns:
-            ``(N, 1, *positions)`` of each site, in nats.
-        """
-        with torch.enable_grad():
-            coordinates = classes.coordinates(prediction)
-            gradient = classes.mean_gradient(coordinates.detach(), index)
-            total = (coordinates * gradient).sum()
-        alphas = [self._alphas[site] for site in self.networks.sloped]
-        return [-slope for slope in _gradients(total, alphas, keep_graph)]
 
 
 def slope_at(
@@ -114,12 +59,6 @@ def slope_at(
         noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
         prediction = passes.second(inputs, args, noised).prediction
         total = classes.log_probability(prediction, index).sum()
-    return -_gradients(total, [alpha])[0]
-
-
-def _gradients(total: Tensor, by: list[Tensor], keep_graph: bool = False) -> list[Tensor]:
-    """Gradients of a sum; zero by what it does not depend on, for all that can be told."""
-    if not total.requires_grad:
-        return [torch.zeros_like(one) for one in by]
-    return list(
-        torch.autograd.grad(total, by, retain_graph=keep_graph, materialize_grads=True))
+    if not total.requires_grad:  # it does not depend on these layers, for all that can be told
+        return torch.zeros_like(alpha)
+    return -torch.autograd.grad(total, alpha, materialize_grads=True)[0]

@@ -85,8 +85,6 @@ class Structure:
         y_shape: shape of one example's y.
         output_shape: shape of one example's output of the model.
         n_classes: classes of the downstream function, 0 without one.
-        sloped: where the decision's slope at no noise is read: the deepest of the sites, and
-            what is read after it.
         signature: what inputs look like.
     """
 
@@ -94,7 +92,6 @@ class Structure:
     head_sites: tuple[Site, ...]
     context: tuple[Site, ...]
     tokens: tuple[Site, ...]
-    sloped: tuple[Site, ...]
     global_layer: str | None
     output: OutputKind
     y_shape: tuple[int, ...]
@@ -132,7 +129,7 @@ class Structure:
     def from_dict(cls, values: dict[str, Any]) -> Structure:
         sites = {
             name: tuple(Site.from_dict(site) for site in values[name])
-            for name in ("sites", "head_sites", "context", "tokens", "sloped")
+            for name in ("sites", "head_sites", "context", "tokens")
         }
         tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
         signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
@@ -220,16 +217,11 @@ def probe(
     is_output = first.y.shape == first.output.shape and torch.equal(first.y, first.output)
     y_shape = tuple(first.y.shape[1:])
     output_kind = resolve_kind(design.output, y_shape, is_output and downstream is None)
-    head_sites = sites_of(head_layers)
-    order = list(first.layers)  # as they ran
-    deepest = max(order.index(site.layer) for site in sites)
     return Structure(
         sites=sites,
-        head_sites=head_sites,
+        head_sites=sites_of(head_layers),
         context=sites_of(context_layers),
         tokens=tuple(token for _, tokens in found(layers) for token in tokens),
-        sloped=tuple(
-            site for site in sites + head_sites if order.index(site.layer) >= deepest),
         global_layer=None if is_output else global_layer,
         output=output_kind,
         y_shape=y_shape,

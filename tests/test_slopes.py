@@ -6,7 +6,7 @@ from torch import nn
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.refinement import measured_shares, shared_noise
-from captum_mi.slopes import Dials, slope_at
+from captum_mi.slopes import slope_at
 
 
 @pytest.fixture
@@ -22,49 +22,6 @@ def parts(net, images, quick_fit):
         inputs = (images[:4].double(),)
         first = passes.first(inputs, ())
         yield passes, networks, networks.output.double(), inputs, first
-
-
-def test_a_first_pass_with_dials_is_the_first_pass(parts):
-    passes, networks, _, inputs, first = parts
-    dials = Dials(networks)
-    with torch.enable_grad():
-        again = passes.first(inputs, (), dials.functions())
-    assert torch.equal(again.prediction, first.prediction)
-    assert all(torch.equal(again.layers[name], first.layers[name]) for name in first.layers)
-    plain = again.detached()
-    assert not plain.prediction.requires_grad
-    assert not any(x.requires_grad for x in plain.layers.values())
-
-
-def test_slopes_at_no_noise_by_finite_differences(parts):
-    passes, networks, classes, inputs, first = parts
-    index, step = torch.tensor([[0], [1], [2], [1]]), 1e-6
-    dials = Dials(networks)
-    with torch.enable_grad():
-        turned = passes.first(inputs, (), dials.functions())
-    slopes = dials.slopes(classes, turned.prediction, index)
-    assert [site.name for site in networks.sloped] == ["stage2"]  # the deepest, no head after it
-
-    gradient = classes.mean_gradient(classes.coordinates(first.prediction), index)
-
-    def total(position):
-        def less(features):
-            site = networks.sloped[0]
-            features = features.clone()
-            mean = networks.moments_of(site).mean.view(-1, 1, 1)
-            row, column = position
-            one = features[:, :, row, column]
-            features[:, :, row, column] = one - step * (one - mean[..., 0, 0])
-            return features
-
-        prediction = passes.second(inputs, (), {networks.sloped[0]: less}).prediction
-        return (classes.coordinates(prediction) * gradient).sum(1)
-
-    start = (classes.coordinates(first.prediction) * gradient).sum(1)
-    for position in ((0, 0), (2, 1)):
-        expected = (start - total(position)) / step
-        got = slopes[0][:, 0, position[0], position[1]]
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_slope_at_a_level_by_finite_differences(parts):
@@ -112,5 +69,3 @@ def test_a_prediction_that_cannot_be_differentiated_warns(net, images):
     attr = InfoBottleneckAttribution(Detached(net), "net.stage1", alpha=0.3)
     with pytest.warns(UserWarning, match="cannot be differentiated"):
         attr.fit([images], steps=3, progress=False)
-    default = attr.attribute(images, 1)
-    assert torch.equal(default, attr.attribute(images, 1, weighting="posterior"))
