@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from evaluation import METRICS, Evaluation, Heat, evaluation_set, mosaics, secon
 from matplotlib.figure import Figure
 from peers import cam, captum_methods, fastshap, iba, priors, rise
 from peers.method import Method, explained, reduced
-from photographs import Photographs, load, load_model
+from photographs import PLAIN, Photographs, load, load_model
 from report import mean_and_error, provenance, write_table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -48,6 +49,9 @@ def parse() -> argparse.Namespace:
                         help="npz index with boxes, folder of STL-10, or folder with train/, val/")
     parser.add_argument("--model", default="resnet18", help="torchvision name or module:factory")
     parser.add_argument("--weights", help="state_dict, or the name of a torchvision weights enum")
+    for name in ("mean", "std"):
+        parser.add_argument(f"--{name}", nargs=3, type=float, default=getattr(PLAIN, name),
+                            help="of pixels, if the weights have no preset: 0 is removed input")
     parser.add_argument("--layers", nargs="+", help="where noise is injected; default: ours")
     parser.add_argument("--methods", nargs="+", help="names of methods, by their beginnings")
     parser.add_argument("--metrics", nargs="+", choices=METRICS, help="default: all possible")
@@ -77,7 +81,8 @@ def main() -> None:
     options = parse()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, view = load_model(options.model, options.weights)
+    plain = replace(PLAIN, mean=tuple(options.mean), std=tuple(options.std))
+    model, view = load_model(options.model, options.weights, plain)
     model = model.to(device, memory_format=torch.channels_last)
     train = load(options.data, "train", options.train, options.seed, view).to(device)
     photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(device)

@@ -82,15 +82,18 @@ def _dataset(path: Path, split: Split, view: View) -> IndexedPhotographs | STL10
     return ImageFolder(folder, view)
 
 
-def load_model(name: str, weights: str | None) -> tuple[nn.Module, View]:
+def load_model(
+    name: str, weights: str | None, plain: View = PLAIN
+) -> tuple[nn.Module, View]:
     """A network in eval mode and the view that it takes.
 
     Args:
         name: a torchvision name, or ``module:factory``, called without arguments.
         weights: a ``state_dict`` file (classes counted from its last bias), the name of a
             torchvision weights enum (``DEFAULT``), or ``None`` for what the factory returns.
+        plain: the view of networks without a preset.
     """
-    view = PLAIN
+    view = plain
     if ":" in name:
         module, factory = name.split(":")
         build: Callable[..., nn.Module] = getattr(importlib.import_module(module), factory)

@@ -2,10 +2,12 @@
 
     python benchmarks/train_on_scenes.py --model mobilenet_v3_large --out scenes
     python benchmarks/compare_methods.py --data scenes/scenes.npz --model mobilenet_v3_large \
-        --weights scenes/mobilenet_v3_large.pt --out benchmarks/results/scenes_mobilenet_v3_large
+        --weights scenes/mobilenet_v3_large.pt --mean 0.133 0.133 0.133 --std 0.243 0.243 0.243 \
+        --out benchmarks/results/scenes_mobilenet_v3_large
 
 Writes ``scenes.npz`` (see ``scenes_index.py``) and the weights: what the other benchmarks take.
-Scenes have 48 pixels and are seen at 96.
+Scenes have 48 pixels and are seen at 96, normalised by their own mean, so that 0 is their mean and
+not the grey of photographs, which would be clutter.
 """
 
 from __future__ import annotations
@@ -23,8 +25,12 @@ from scenes_index import write_index
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from captum_mi.datasets import View
+
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from training import train
+
+VIEW = View(96, (0.133,) * 3, (0.243,) * 3, antialias=False)
 
 
 def main() -> None:
@@ -44,12 +50,12 @@ def main() -> None:
     torch.manual_seed(options.seed)
     model = torchvision.models.get_model(options.model, num_classes=10)
     model = model.to(memory_format=torch.channels_last)
-    data = load(index, "train")
+    data = load(index, "train", view=VIEW)
     train_classifier(model, data, options)
     # Running statistics of a slow momentum are still those of the first steps.
     update_bn(data.images.split(options.batch), model)
     model.eval()
-    accuracy = accuracy_on(model, load(index, "validation"))
+    accuracy = accuracy_on(model, load(index, "validation", view=VIEW))
     torch.save(model.state_dict(), options.out / f"{options.model}.pt")
     print(f"{options.model}: {100 * accuracy:.1f} % of {options.test} scenes of unseen scans")
 
