@@ -49,6 +49,8 @@ def main() -> None:
     images, targets = test[: options.n], labels[: options.n]
     explain = {
         "captum_mi, fit kept": lambda copy: attr.bind(copy).attribute(images, targets),
+        "captum_mi, refine_steps=8, fit kept": lambda copy: attr.bind(copy).attribute(
+            images, targets, refine_steps=8),
         "captum_mi, weighting='none', fit kept": lambda copy: attr.bind(copy).attribute(
             images, targets, weighting="none"),
         "Integrated Gradients (absolute)": lambda copy: IntegratedGradients(copy).attribute(
@@ -74,7 +76,7 @@ def main() -> None:
         f"Structural similarity with the maps of the trained network, {len(images)} images, mean "
         "± standard error, while parameters are randomised from the top down, each column on top "
         "of those to its left. The heads read layer2, layer3 and layer4, so that a random fc "
-        "alone changes only maps that read the prediction, by shares. Leak of the mask, over "
+        "alone changes only maps whose shares are measured. Leak of the mask, over "
         f"{len(leak.nats)} images: {mean_and_error(leak.nats)} nats; mask's own class predicted "
         f"{mean_and_error(leak.found)}, with another mask {mean_and_error(leak.chance)}.\n\n"
         + provenance(model=options.model if options.data else "DigitResNet",

@@ -239,17 +239,15 @@ def test_target_index_follows_captum():
     [("categorical", [[1]]), ("categorical", [[0, 3]]), ("bernoulli", [[2]]),
      ("bernoulli", [[0, 1]]), ("probabilities", [[1]])],
 )
-def test_the_mean_gradient_adds_up_to_the_gain_in_log_probability(kind, index):
+def test_probabilities_of_events_by_a_slow_twin(kind, index):
     output = make_output(kind, (4,)).double()
     raw = 2 * torch.randn(50, 4).double()
     raw = raw.softmax(1) if kind == "probabilities" else raw
-    output.fit_marginal(raw)
-    coordinates = output.coordinates(raw)
-    chosen = torch.tensor(index).expand(50, -1)
-    gain = (coordinates * output.mean_gradient(coordinates, chosen)).sum(1)
-    expected = output.evidence_for(coordinates[:, None], chosen)[:, 0]
-    torch.testing.assert_close(gain, expected, atol=2e-3, rtol=1e-3)
-    loss = output.loss_of_coordinates(raw, coordinates)
-    torch.testing.assert_close(loss, torch.zeros(50).double(), atol=1e-6, rtol=0)
-    nothing = output.loss_of_coordinates(raw, torch.zeros_like(coordinates))
-    torch.testing.assert_close(nothing.mean(), output.uninformed(raw))
+    of_each = raw.sigmoid() if kind == "bernoulli" else raw
+    of_each = raw.softmax(1) if kind == "categorical" else of_each
+    chosen = of_each[:, index[0]]  # any of these classes, all of these labels
+    expected = chosen.prod(1) if kind == "bernoulli" else chosen.sum(1)
+    got = output.log_probability(raw, torch.tensor(index).expand(50, -1))
+    torch.testing.assert_close(got, expected.log())
+    odds = output.log_odds(raw)
+    assert torch.equal(odds.argmax(1), of_each.argmax(1))
