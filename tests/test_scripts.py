@@ -161,7 +161,7 @@ def test_sanity_benchmark(tmp_path):
         12, "--refit", "--out", tmp_path / "sanity",
     )
     assert "captum_mi, fitted anew" in printed
-    assert len((tmp_path / "sanity.csv").read_text().splitlines()) == 6
+    assert len((tmp_path / "sanity.csv").read_text().splitlines()) == 7
 
 
 def test_speed_benchmark(tmp_path):
