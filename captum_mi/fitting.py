@@ -28,7 +28,7 @@ from captum_mi.preserve import isolated_randomness
 from captum_mi.readout import Readout
 from captum_mi.shares import agreement, clues, disagreement
 from captum_mi.sites import Site
-from captum_mi.slopes import slope_at
+from captum_mi.slopes import Decision
 
 __all__ = ["Settings", "Survey", "Walk", "fill_bank", "survey", "train"]
 
@@ -381,8 +381,8 @@ class _Trainer:
         with isolated_randomness(torch.initial_seed() + self.steps):  # of no concern to others
             index = _drawn(classes.log_odds(first.prediction.detach()))
             level = ranks.rand_rows(len(index), 1, index.device)
-            measured = slope_at(
-                self.passes, networks, classes, batch.inputs, args, z, index, level)
+            decision = Decision(self.passes, networks, classes, batch.inputs, args, z, index)
+            measured = decision.slope_at(level)
         with torch.no_grad():
             evidence = []
             for i, site in enumerate(networks.sites + networks.head_sites):
@@ -391,7 +391,7 @@ class _Trainer:
                 values = self.readout.evidence_for(networks.head(i, read), index, args)
                 evidence.append(on_grid(values[..., None], z[site].shape[2:]))
             positions = networks.positions(z)
-            finest = next(s for s in networks.sites if z[s].shape[2:] == positions)
+            finest = networks.finest_site(z)
             posterior = position_posterior(evidence, capacity_prior(logits[finest]))
         inferred = networks.share_map(z, clues(evidence, posterior, positions))
         measured = measured.to(inferred.dtype)
@@ -506,7 +506,8 @@ def train(
             "larger batches for estimator='infomax', or pass beta1=0",
             stacklevel=2,
         )
-    if history.shares and not any(history.shares):
+    later = history.shares[1:]  # at the first step all inferred shares are 0
+    if later and not any(later):
         warnings.warn(
             "the prediction cannot be differentiated by the features of the chosen layers, so no "
             "position has a share in it: choose layers that it rests on, with nothing between "

@@ -12,7 +12,7 @@ from captum_mi import ranks
 from captum_mi.bottleneck import capacity, inject_noise, keep
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic, mlp
-from captum_mi.grid import finest, locals_of, n_positions, resize
+from captum_mi.grid import locals_of, n_positions, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
 from captum_mi.moments import Moments
 from captum_mi.outputs import make_output
@@ -127,9 +127,13 @@ class Networks(nn.Module):
         return {site: self.moments_of(site).standardise(site.of(layers))
                 for site in self.all_sites}
 
+    def finest_site(self, z: dict[Site, Tensor]) -> Site:
+        """The site with the most positions, the first one of equals."""
+        return max(self.sites, key=lambda site: n_positions(z[site].shape[2:]))
+
     def positions(self, z: dict[Site, Tensor]) -> tuple[int, ...]:
         """The finest grid of the sites."""
-        return finest([tuple(z[site].shape[2:]) for site in self.sites])
+        return tuple(z[self.finest_site(z)].shape[2:])
 
     def alpha_map(self, z: dict[Site, Tensor]) -> Tensor:
         """Logit of alpha ``(N, 1, *positions)`` on the finest grid of the sites."""

@@ -20,6 +20,7 @@ from captum_mi.readout import Readout
 from captum_mi.refinement import measured_shares, refine_alpha, refined_shares
 from captum_mi.shares import apportion, clues
 from captum_mi.sites import Site
+from captum_mi.slopes import Decision
 
 __all__ = [
     "Estimate", "Estimator", "Information", "Reader", "Weighting", "chunks", "estimates",
@@ -150,7 +151,7 @@ class Reader:
 
     def _prior(self, information: Information) -> Tensor:
         """What the bottleneck lets pass at each position of the finest grid; all, if general."""
-        site = max(self.networks.sites, key=lambda one: self.z[one][0, 0].numel())
+        site = self.networks.finest_site(self.z)
         if information == "general":  # alpha need not be inferred
             return torch.ones_like(self.z[site][:, :1])
         return capacity_prior(self.logits[site])
@@ -164,10 +165,9 @@ class Reader:
             return inferred
         if self._measured is None:
             classes = self.readout.classes(self.first.prediction)
-            self._measured = measured_shares(
-                self.passes, networks, classes, self.inputs, self.args, z, index,
-                self.refine_steps,
-            )
+            decision = Decision(
+                self.passes, networks, classes, self.inputs, self.args, z, index)
+            self._measured = measured_shares(decision, self.refine_steps)
         return refined_shares(inferred, self._measured, self.refine_steps)
 
     def _read(

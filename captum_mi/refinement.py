@@ -12,7 +12,7 @@ from captum_mi.networks import Networks
 from captum_mi.outputs import Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
 from captum_mi.sites import Site
-from captum_mi.slopes import slope_at
+from captum_mi.slopes import Decision
 
 __all__ = ["measured_shares", "refine_alpha", "refined_shares", "shared_noise"]
 
@@ -66,29 +66,20 @@ def refine_alpha(
     return alpha_map.detach()
 
 
-def measured_shares(
-    passes: Passes,
-    networks: Networks,
-    classes: Output,
-    inputs: tuple[Tensor, ...],
-    args: tuple[Any, ...],
-    z: dict[Site, Tensor],
-    index: Tensor,
-    steps: int,
-) -> Tensor:
-    """Shares in the decision for a class, measured at evenly spaced levels of noise.
+def measured_shares(decision: Decision, steps: int) -> Tensor:
+    """Shares in a decision, measured at evenly spaced levels of noise.
 
     The draw of noise at each level serves all examples.
 
     Returns:
         ``(N, 1, *positions)``, in nats.
     """
+    z, index = decision.z, decision.index
     slopes = []
     for step in range(steps):
-        noise = shared_noise({site: z[site] for site in networks.noised_sites}, step)
+        noise = shared_noise({site: z[site] for site in decision.networks.noised_sites}, step)
         level = torch.full((len(index), 1), (step + 0.5) / steps, device=index.device)
-        slopes.append(
-            slope_at(passes, networks, classes, inputs, args, z, index, level, noise))
+        slopes.append(decision.slope_at(level, noise))
     return torch.stack(slopes).mean(0)
 
 
