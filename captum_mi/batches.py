@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Signature", "batches", "device_of", "dtype_of", "example_bits", "move"]
+__all__ = [
+    "Batch", "Signature", "all_finite", "batches", "device_of", "dtype_of", "example_bits", "move",
+]
 
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed integer
@@ -184,8 +186,13 @@ def check_inputs(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
                 f"input {i} has dtype {x.dtype}; the model's parameters are {dtype}. Convert "
                 f"it with .to({dtype})"
             )
-        if not bool(torch.isfinite(x).all()):
+        if not all_finite(x):
             raise ValueError(f"input {i} holds NaN or Inf; expected finite values")
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no element is NaN or Inf: mostly told by the sum, in one walk over them."""
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def example_bits(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from captum_mi import ranks
-from captum_mi.batches import Batch, check_inputs, device_of, dtype_of, example_bits
+from captum_mi.batches import Batch, all_finite, check_inputs, device_of, dtype_of, example_bits
 from captum_mi.bottleneck import inject_noise
 from captum_mi.bounds import info_nce
 from captum_mi.grid import locals_of, on_grid
@@ -180,7 +180,7 @@ def _of_all(parts: list[Tensor], device: torch.device) -> Tensor:
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+    if not all_finite(tensor):
         raise ValueError(
             f"{name} holds NaN or Inf; the model must be finite on the fitting data (a model "
             "that overflows in half precision may need amp=False)"
@@ -267,7 +267,7 @@ class _Trainer:
         self.steps += 1
         args = batch.additional_forward_args
         with torch.set_grad_enabled(bool(self.base)):
-            first = self.passes.first(batch.inputs, args)
+            first = self.passes.first(batch.inputs, args, networks.noised_sites)
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
         noised = {
@@ -303,7 +303,8 @@ class _Trainer:
     def _task_loss(self, batch: Batch, first: Pass, logits: dict[Site, Tensor]) -> Tensor:
         """Distortion of the second pass, whose features are the running ones, noised."""
         args = batch.additional_forward_args
-        second = self.passes.second(batch.inputs, args, self.networks.injections(logits))
+        noised = self.networks.injections(logits)
+        second = self.passes.second(batch.inputs, args, noised, first.before)
         output = self.found.task_output
         if self.settings.task == "labels":
             if batch.labels is None:
@@ -381,7 +382,8 @@ class _Trainer:
         with isolated_randomness(torch.initial_seed() + self.steps):  # of no concern to others
             index = _drawn(classes.log_odds(first.prediction.detach()))
             level = ranks.rand_rows(len(index), 1, index.device)
-            decision = Decision(self.passes, networks, classes, batch.inputs, args, z, index)
+            decision = Decision(
+                self.passes, networks, classes, batch.inputs, args, z, index, first.before)
             measured = decision.slope_at(level)
         with torch.no_grad():
             evidence = []

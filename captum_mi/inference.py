@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_mi.bottleneck import logit_of
-from captum_mi.grid import resize
+from captum_mi.grid import n_positions, resize
 
 __all__ = ["FixedAlpha", "InferenceNetwork"]
 
 _CONV: dict[int, type[nn.Module]] = {0: nn.Conv1d, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_POINTWISE: dict[int, Callable[..., Tensor]] = {
+    0: F.linear, 1: F.conv1d, 2: F.conv2d, 3: F.conv3d,
+}
 _GROUPS = 8
 
 
-class InferenceNetwork(nn.Module):
-    """Reads several layers, resized to one grid and concatenated, and returns a map.
+class _Reduce(nn.Module):
+    """One layer, reduced to fewer channels on another grid.
 
-    Each layer passes a 1x1 convolution, group normalisation and GELU at its own resolution;
-    then, beside further maps of that grid, come two 3x3 convolutions and a last 1x1, which starts
+    A linear map of each position's channels, group normalisation, which works within an example
+    so that no example depends on its batch, and GELU. A grid with fewer positions is gone to
+    first, one with more last: the work is done on the smaller of the two.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, width)
+        self.norm = nn.GroupNorm(_GROUPS, width)
+
+    def forward(self, z: Tensor, positions: Sequence[int]) -> Tensor:
+        if n_positions(positions) < n_positions(z.shape[2:]):
+            z = resize(z, positions)
+        axes = z.dim() - 2
+        weight = self.linear.weight.view(*self.linear.weight.shape, *[1] * axes)
+        reduced = F.gelu(self.norm(_POINTWISE[axes](z, weight, self.linear.bias)))
+        return resize(reduced, positions)
+
+
+class InferenceNetwork(nn.Module):
+    """Reads several layers, reduced to one grid and concatenated, and returns a map.
+
+    Beside further maps of that grid, they pass two 3x3 convolutions and a last 1x1, which starts
     at one value everywhere.
-    Group normalisation works within an example, so that no example depends on its batch.
 
     Args:
         channels: channels of each layer that is read.
@@ -41,18 +65,15 @@ class InferenceNetwork(nn.Module):
         channels: Sequence[int],
         position_axes: int,
         kind: Literal["conv", "mlp"] = "conv",
-        width: int = 64,
-        hidden: int = 96,
+        width: int = 32,
+        hidden: int = 64,
         initial: float = -3.0,
         beside: int = 0,
     ) -> None:
         super().__init__()
         self.position_axes = position_axes
         kernel = 3 if kind == "conv" and position_axes else 1
-        self.reduce = nn.ModuleList(
-            nn.Sequential(nn.Conv1d(c, width, 1), nn.GroupNorm(_GROUPS, width), nn.GELU())
-            for c in channels
-        )
+        self.reduce = nn.ModuleList(_Reduce(c, width) for c in channels)
         conv = _CONV[position_axes]
         last = conv(hidden, 1, 1)
         self.combine = nn.Sequential(
@@ -75,19 +96,13 @@ class InferenceNetwork(nn.Module):
 
         Further maps are ``(N, 1, *positions)``.
         """
-        reduced = [self._reduce(net, z, positions) for net, z in zip(self.reduce, context)]
+        reduced = [reduce(z, positions) for reduce, z in zip(self.reduce, context)]
         stacked = torch.cat([*reduced, *beside], 1)
         if self.position_axes:
             logits: Tensor = self.combine(stacked)
         else:
             logits = self.combine(stacked[..., None])[..., 0]
         return logits
-
-    @staticmethod
-    def _reduce(net: nn.Module, z: Tensor, positions: Sequence[int]) -> Tensor:
-        reduced = net(z.flatten(2) if z.dim() > 2 else z[..., None])
-        return resize(reduced.unflatten(2, z.shape[2:]) if z.dim() > 2 else reduced[..., 0],
-                      positions)
 
 
 class FixedAlpha(nn.Module):

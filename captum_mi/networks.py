@@ -22,7 +22,6 @@ from captum_mi.structure import Design, Structure
 __all__ = ["Bank", "Networks"]
 
 _BANK_CHUNK = 1024
-_SHARES_WIDTH, _SHARES_HIDDEN = 32, 48  # a smaller network than alpha's
 
 
 class Bank(nn.Module):
@@ -104,8 +103,8 @@ class Networks(nn.Module):
         if structure.has_shares:
             clues = len(sites + self.head_sites) + 1
             self.shares = InferenceNetwork(
-                [site.channels for site in context], axes, design.inference, _SHARES_WIDTH,
-                _SHARES_HIDDEN, initial=0.0, beside=clues,
+                [site.channels for site in context], axes, design.inference, initial=0.0,
+                beside=clues,
             )
 
     @property

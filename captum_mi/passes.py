@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_mi.batches import device_of
 from captum_mi.hooks import LayerOutput, OnRepeat, capture, capture_only, observe, replace_output
+from captum_mi.replay import Replay
 from captum_mi.sites import Site
 
 __all__ = ["Pass", "Passes"]
@@ -26,12 +27,14 @@ class Pass:
         y: the global representation.
         output: what the model returned; y itself without a global layer.
         prediction: what the task loss compares: the downstream function of y, else the output.
+        before: what second passes of the same inputs need not compute again.
     """
 
     layers: dict[str, LayerOutput]
     y: Tensor
     output: Tensor
     prediction: Tensor
+    before: Replay
 
 
 class Passes:
@@ -63,12 +66,29 @@ class Passes:
         self.on_repeat: OnRepeat = on_repeat
         self._calls: dict[str, int] | None = None
 
-    def first(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Pass:
-        """Run the model untouched and return what was captured."""
-        wanted = self.layers + ([self.global_layer] if self.global_layer is not None else [])
-        with self._precision(), capture(self.model, wanted, self.on_repeat) as captured:
+    def first(
+        self, inputs: tuple[Tensor, ...], args: tuple[Any, ...], continued: Sequence[Site] = ()
+    ) -> Pass:
+        """Run the model untouched and return what was captured.
+
+        Args:
+            inputs: one batch.
+            args: additional forward arguments of the batch.
+            continued: where second passes will replace features; without gradients, what runs
+                before is kept for them.
+        """
+        only_global = [self.global_layer] if self.global_layer is not None else []
+        before = Replay()
+        recorded: AbstractContextManager[None] = nullcontext()
+        if continued and not torch.is_grad_enabled() and self.on_repeat != "last":
+            recorded = before.record(self.model, [site.layer for site in continued] + only_global)
+        with (
+            self._precision(),
+            capture(self.model, self.layers + only_global, self.on_repeat) as captured,
+            recorded,
+        ):
             output = self.model(*inputs, *args)
-            return self._result(captured, output, len(inputs[0]), args)
+            return self._result(captured, output, len(inputs[0]), args, before)
 
     def features(
         self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]
@@ -84,8 +104,17 @@ class Passes:
         inputs: tuple[Tensor, ...],
         args: tuple[Any, ...],
         noised: dict[Site, Callable[[Tensor], Tensor]],
+        before: Replay | None = None,
     ) -> Pass:
-        """Run the model with the features of sites passed through functions."""
+        """Run the model with the features of sites passed through functions.
+
+        Args:
+            inputs: one batch.
+            args: additional forward arguments of the batch.
+            noised: a function for each site.
+            before: of a first pass of the same inputs, so that the model need not run anew up
+                to the first of the sites.
+        """
         transforms = {
             layer: _on_parts({site: noised[site] for site in noised if site.layer == layer})
             for layer in dict.fromkeys(site.layer for site in noised)
@@ -93,13 +122,15 @@ class Passes:
         if self.on_repeat == "last" and self._calls is None:
             self._calls = self._count_calls(list(transforms), inputs, args)
         only_global = [self.global_layer] if self.global_layer is not None else []
+        before = before or Replay()
         with (
             self._precision(),
             replace_output(self.model, transforms, self.on_repeat, self._calls),
             capture(self.model, only_global, self.on_repeat) as captured,
+            before.play(),
         ):
             output = self.model(*inputs, *args)
-            return self._result(captured, output, len(inputs[0]), args)
+            return self._result(captured, output, len(inputs[0]), args, before)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.amp is None:
@@ -119,7 +150,8 @@ class Passes:
         return calls
 
     def _result(
-        self, captured: dict[str, LayerOutput], output: Any, n: int, args: tuple[Any, ...]
+        self, captured: dict[str, LayerOutput], output: Any, n: int, args: tuple[Any, ...],
+        before: Replay,
     ) -> Pass:
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -142,7 +174,7 @@ class Passes:
                     f"the {name} has shape {tuple(tensor.shape)}; expected one row for each of "
                     f"the {n} examples"
                 )
-        return Pass(captured, y, output, prediction)
+        return Pass(captured, y, output, prediction, before)
 
 
 def _on_parts(

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_mi.batches import all_finite
 from captum_mi.bottleneck import inject_noise
 from captum_mi.grid import on_grid
 from captum_mi.heatmap import combine
@@ -76,7 +77,7 @@ class Reader:
         self._measured: Tensor | None = None
         self.z = networks.standardise(self._layers())
         for site, features in self.z.items():
-            if not bool(torch.isfinite(features).all()):
+            if not all_finite(features):
                 raise ValueError(f"layer {site.name!r} returned NaN or Inf for these inputs")
 
     def _layers(self) -> dict[str, LayerOutput]:
@@ -88,7 +89,8 @@ class Reader:
     @cached_property
     def first(self) -> Pass:
         """The first pass with its output."""
-        return self.passes.first(self.inputs, self.args)
+        continued = self.networks.noised_sites if self.refine_steps else ()
+        return self.passes.first(self.inputs, self.args, continued)
 
     @cached_property
     def logits(self) -> dict[Site, Tensor]:
@@ -166,7 +168,8 @@ class Reader:
         if self._measured is None:
             classes = self.readout.classes(self.first.prediction)
             decision = Decision(
-                self.passes, networks, classes, self.inputs, self.args, z, index)
+                self.passes, networks, classes, self.inputs, self.args, z, index,
+                self.first.before)
             self._measured = measured_shares(decision, self.refine_steps)
         return refined_shares(inferred, self._measured, self.refine_steps)
 

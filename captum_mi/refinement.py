@@ -58,7 +58,7 @@ def refine_alpha(
         for _ in range(steps):
             logits = networks.spread(alpha_map, z)
             noised = networks.injections(logits, noise)
-            second = passes.second(inputs, args, noised)
+            second = passes.second(inputs, args, noised, first.before)
             task = task_output.distortion(first.prediction, second.prediction)
             loss = task + beta2 * _information(networks, z, logits, noise)
             alpha_map.grad = torch.autograd.grad(loss.sum() / (1 + beta2), alpha_map)[0]

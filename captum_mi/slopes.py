@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_mi.networks import Networks
 from captum_mi.outputs import Output
 from captum_mi.passes import Passes
+from captum_mi.replay import Replay
 from captum_mi.sites import Site
 
 __all__ = ["Decision"]
@@ -30,6 +31,7 @@ class Decision:
         args: additional forward arguments of the batch.
         z: standardised features of the first pass.
         index: classes ``(N, S)``.
+        before: what the first pass kept for second ones.
     """
 
     passes: Passes
@@ -39,6 +41,7 @@ class Decision:
     args: tuple[Any, ...]
     z: dict[Site, Tensor]
     index: Tensor
+    before: Replay = field(default_factory=Replay)
 
     def slope_at(self, level: Tensor, noise: dict[Site, Tensor] | None = None) -> Tensor:
         r"""What the decision loses at each position at one level of noise.
@@ -64,8 +67,8 @@ class Decision:
         with torch.enable_grad():
             alpha = level.expand(-1, 1, *positions).clone().requires_grad_()
             noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
-            prediction = self.passes.second(self.inputs, self.args, noised).prediction
-            total = self.classes.log_probability(prediction, self.index).sum()
+            second = self.passes.second(self.inputs, self.args, noised, self.before)
+            total = self.classes.log_probability(second.prediction, self.index).sum()
         if not total.requires_grad:  # it does not depend on these layers, for all one can tell
             return torch.zeros_like(alpha)
         return -torch.autograd.grad(total, alpha, materialize_grads=True)[0]

@@ -1,0 +1,118 @@
+"""A second pass that skips what runs before the bottleneck gives what a whole one gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from captum_mi.replay import Replay
+
+
+class Awkward(nn.Module):
+    """Overwrites in place, shares modules, calls some twice, and skips past the bottleneck."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.early = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True))
+        self.shared = nn.Tanh()
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.layer = nn.Conv2d(4, 4, 1)
+        self.late = nn.Conv2d(4, 2, 1)
+        self.calls = []
+        for name, module in self.named_children():
+            module.register_forward_hook(lambda m, i, o, name=name: self.calls.append(name))
+
+    def forward(self, x):
+        h = self.stem(x)
+        skip = self.early(h)
+        h = self.shared(self.twice(self.twice(skip)))
+        h += skip
+        h = self.layer(h).relu_()
+        skip *= 2
+        return self.late(self.shared(h + skip))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "swin_t"])
+def test_networks_return_the_same_in_less_work(name):
+    model = torchvision.models.get_model(name, num_classes=5).eval()
+    layer = {"resnet18": "layer2", "mobilenet_v3_small": "features.4",
+             "densenet121": "features.denseblock2", "swin_t": "features.3"}[name]
+    x, replay = torch.randn(2, 3, 64, 64), Replay()
+    with torch.no_grad():
+        whole = model(x)
+        with replay.record(model, [layer]):
+            assert torch.equal(model(x), whole)
+        for _ in range(2):
+            started = []
+            hooks = [m.register_forward_pre_hook(lambda m, i: started.append(m))
+                     for m in model.modules()]
+            with replay.play():
+                assert torch.equal(model(x), whole)
+            for hook in hooks:
+                hook.remove()
+            before = model.get_submodule(layer)
+            assert not set(before.modules()) - {before} & set(started)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_what_was_overwritten_shared_or_called_twice_is_computed_anew():
+    model, x, replay = Awkward().eval(), torch.randn(2, 3, 6, 6), Replay()
+    with torch.no_grad():
+        whole = model(x)
+        with replay.record(model, ["layer"]):
+            model(x)
+        for _ in range(3):
+            with replay.play():
+                torch.testing.assert_close(model(x), whole, rtol=0, atol=0)
+
+
+def test_hooks_of_others_see_and_change_what_they_did():
+    model, x, replay = Awkward().eval(), torch.randn(2, 3, 6, 6), Replay()
+    model.stem.register_forward_hook(lambda module, args, output: output + 1)
+    with torch.no_grad():
+        with replay.record(model, ["layer"]):
+            whole = model(x)
+        first = list(model.calls)
+        model.calls.clear()
+        with replay.play():
+            assert torch.equal(model(x), whole)
+    assert model.calls == first
+
+
+def test_a_changed_bottleneck_changes_what_comes_after():
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    x, replay = torch.randn(2, 3, 32, 32), Replay()
+    with torch.no_grad(), replay.record(model, ["layer2"]):
+        model(x)
+    scale = torch.ones((), requires_grad=True)
+    handle = model.layer2.register_forward_hook(lambda module, args, output: output * scale)
+    whole = model(x).sum()
+    expected = torch.autograd.grad(whole, scale)[0]
+    with replay.play():
+        again = model(x).sum()
+    torch.testing.assert_close(torch.autograd.grad(again, scale)[0], expected)
+    handle.remove()
+
+
+def test_a_call_that_raised_is_forgotten():
+    class Forgiving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bad, self.good, self.layer = nn.Linear(5, 5), nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            try:
+                self.bad(x)
+            except RuntimeError:
+                x = self.good(x)
+            return self.layer(x)
+
+    model, x, replay = Forgiving().eval(), torch.randn(2, 3), Replay()
+    with torch.no_grad():
+        with replay.record(model, ["layer"]):
+            whole = model(x)
+        with replay.play():
+            assert torch.equal(model(x), whole)
