@@ -413,7 +413,8 @@ class _BottleneckAttribution(InternalAttribution):
         check_choice("information", information, Information)
         check_choice("estimator", estimator, Estimator)
         self._check_critics(fit, estimator)
-        chosen = "none" if classes else _weighting(weighting, estimator, index, fit.structure)
+        chosen = "none" if classes else _weighting(
+            weighting, estimator, index, refine_steps, fit.structure)
         self._warn_if_changed(fit)
         passes, readout = self._reading_passes(), Readout.of(fit.networks, self.downstream)
         device = inputs[0].device
@@ -680,7 +681,8 @@ def _optional_names(model: nn.Module, layers: Layers | None) -> list[str] | None
 
 
 def _weighting(
-    weighting: Weighting | None, estimator: Estimator, index: Tensor | None, structure: Structure
+    weighting: Weighting | None, estimator: Estimator, index: Tensor | None,
+    refine_steps: int, structure: Structure,
 ) -> Weighting:
     """The weighting that was asked for, or the most telling one that is possible."""
     axes = structure.position_axes
@@ -688,13 +690,19 @@ def _weighting(
     if weighting is None:
         if not of_class:
             return "none"
-        return "shares" if structure.has_shares else "posterior"
+        return "shares" if refine_steps and structure.has_shares else "posterior"
     check_choice("weighting", weighting, Weighting)
     if weighting != "none" and not of_class:
         raise ValueError(
             f"weighting={weighting!r} needs the variational evidence for a class, at a layer with "
             f"positions; got estimator={estimator!r}, {'no' if index is None else 'a'} target and "
             f"{axes} position axes"
+        )
+    if weighting == "shares" and not (refine_steps and structure.has_shares):
+        raise ValueError(
+            "weighting='shares' needs a prediction of classes and levels of noise to measure the "
+            f"positions' shares in it at, such as refine_steps=6; got refine_steps={refine_steps}"
+            f"{'' if structure.has_shares else ' and a prediction without classes'}"
         )
     return weighting
 
@@ -799,13 +807,13 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
                 (:func:`captum_mi.posterior.position_posterior`); the positive total, and
                 evidence against the class, stay. ``"shares"`` weights that with the position's
                 share in the decision, what it loses there as noise grows
-                (:mod:`captum_mi.shares`); evidence against the class goes where the share is
-                negative; both totals stay. ``"none"`` leaves the log ratio at each position as
-                it is. Default: ``"shares"`` for the variational evidence of a class, else
-                ``"none"``.
-            refine_steps: steps of per-sample refinement, from what was inferred. For shares,
-                levels of noise at which they are measured; else Adam steps on alpha. Each costs
-                a pass and a backward pass.
+                (:mod:`captum_mi.shares`), measured at ``refine_steps`` levels of noise.
+                ``"none"`` leaves the log ratio at each position as it is. Default, for the
+                variational evidence of a class, ``"posterior"``, and with ``refine_steps``
+                ``"shares"``; else ``"none"``.
+            refine_steps: steps of per-sample refinement. For shares, levels of noise at which
+                they are measured; else Adam steps on alpha, from what was inferred. Each costs a
+                pass and a backward pass through the layers above the first bottleneck.
             unit: ``"nats"`` or ``"bits"``.
 
         Returns:

@@ -17,18 +17,13 @@ from captum_mi import ranks
 from captum_mi.batches import Batch, all_finite, check_inputs, device_of, dtype_of, example_bits
 from captum_mi.bottleneck import inject_noise
 from captum_mi.bounds import info_nce
-from captum_mi.grid import locals_of, on_grid
+from captum_mi.grid import locals_of
 from captum_mi.history import History
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
 from captum_mi.outputs import CategoricalOutput, Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
-from captum_mi.posterior import capacity_prior, position_posterior
-from captum_mi.preserve import isolated_randomness
-from captum_mi.readout import Readout
-from captum_mi.shares import agreement, clues, disagreement
 from captum_mi.sites import Site
-from captum_mi.slopes import Decision
 
 __all__ = ["Settings", "Survey", "Walk", "fill_bank", "survey", "train"]
 
@@ -241,16 +236,13 @@ class _Trainer:
     ) -> None:
         self.passes, self.networks, self.found = passes, networks, found
         self.settings, self.teacher = settings, teacher
-        self.steps = 0
         base = list(passes.model.parameters()) if teacher is not None else []
         self.base = [p for p in base if p.is_floating_point()]
         self.encoder = list(networks.inference.parameters()) + self.base
         self.beta2 = _Beta2(settings, found.uninformed if self.encoder else None)
         self.heads = list(networks.heads.parameters())
         self.critics = list(networks.critics.parameters()) if settings.beta1 else []
-        self.shares = list(networks.shares.parameters()) if networks.shares is not None else []
-        self.readout = Readout.of(networks, passes.downstream)
-        own = list(networks.inference.parameters()) + self.heads + self.critics + self.shares
+        own = list(networks.inference.parameters()) + self.heads + self.critics
         groups: list[dict[str, Any]] = [{"params": own, "lr": settings.lr}]
         if self.base:
             groups.append({"params": self.base, "lr": settings.base_lr})
@@ -264,46 +256,40 @@ class _Trainer:
     def step(self, batch: Batch) -> dict[str, float]:
         """Update all networks on one batch and return the terms, in nats."""
         networks = self.networks
-        self.steps += 1
         args = batch.additional_forward_args
         with torch.set_grad_enabled(bool(self.base)):
             first = self.passes.first(batch.inputs, args, networks.noised_sites)
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
+        noise = {site: ranks.randn_rows(z[site]) for site in networks.noised_sites}
         noised = {
-            site: inject_noise(z[site], logits[site], ranks.randn_rows(z[site]))
-            for site in networks.sites
+            site: inject_noise(z[site], logits[site], noise[site]) for site in networks.sites
         }
-        task = self._task_loss(batch, first, logits)
+        task = self._task_loss(batch, first, networks.injections(logits, noise))
         held_out = _held_out(batch) & self.found.holds_out
         bound, likelihood, held, marginal = self._heads(z, noised, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
-        missed, shares = task.new_zeros(()), task.new_zeros(())
-        if self.shares:
-            missed, shares = self._shares(batch, first, z, logits)
         alpha = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
         weight = ranks.weight_of(len(first.y), first.y.device)
-        values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha,
-                         shares=shares)
+        values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha)
         values |= _values(1.0, info_nce=nce, head=held, marginal=marginal)
         self._check(values)
         beta2 = values["beta2"] = self.beta2.start(values["information"] + values["capacity"])
         objective = weight * (task + beta2 * (bound + size)) / (1 + beta2)
         if self.base:  # every process has the whole InfoNCE, but the gradient of its own rows
             objective = objective - ranks.world() * self.settings.beta1 * nce
-        self._update(objective, likelihood, self.settings.beta1 * nce_loss, weight * missed)
+        self._update(objective, likelihood, self.settings.beta1 * nce_loss)
         self.beta2.update(values["distortion"])
         if not self.critics:
             del values["info_nce"]
-        if not self.shares:
-            del values["shares"]
         return values
 
-    def _task_loss(self, batch: Batch, first: Pass, logits: dict[Site, Tensor]) -> Tensor:
+    def _task_loss(
+        self, batch: Batch, first: Pass, noised: dict[Site, Callable[[Tensor], Tensor]]
+    ) -> Tensor:
         """Distortion of the second pass, whose features are the running ones, noised."""
         args = batch.additional_forward_args
-        noised = self.networks.injections(logits)
         second = self.passes.second(batch.inputs, args, noised, first.before)
         output = self.found.task_output
         if self.settings.task == "labels":
@@ -368,38 +354,6 @@ class _Trainer:
             ]
         return torch.stack(bounds).mean(), torch.stack(losses).mean()
 
-    def _shares(
-        self,
-        batch: Batch,
-        first: Pass,
-        z: dict[Site, Tensor],
-        logits: dict[Site, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """How far inferred shares are from those at one level of noise: loss, correlation."""
-        networks, args = self.networks, batch.additional_forward_args
-        z = {site: features.detach() for site, features in z.items()}
-        classes = self.readout.classes(first.prediction)
-        with isolated_randomness(torch.initial_seed() + self.steps):  # of no concern to others
-            index = _drawn(classes.log_odds(first.prediction.detach()))
-            level = ranks.rand_rows(len(index), 1, index.device)
-            decision = Decision(
-                self.passes, networks, classes, batch.inputs, args, z, index, first.before)
-            measured = decision.slope_at(level)
-        with torch.no_grad():
-            evidence = []
-            for i, site in enumerate(networks.sites + networks.head_sites):
-                noised = i < len(networks.sites)
-                read = networks.mean_signal(z[site], logits[site]) if noised else z[site]
-                values = self.readout.evidence_for(networks.head(i, read), index, args)
-                evidence.append(on_grid(values[..., None], z[site].shape[2:]))
-            positions = networks.positions(z)
-            finest = networks.finest_site(z)
-            posterior = position_posterior(evidence, capacity_prior(logits[finest]))
-        inferred = networks.share_map(z, clues(evidence, posterior, positions))
-        measured = measured.to(inferred.dtype)
-        correlation = agreement(inferred.detach(), measured).mean()
-        return disagreement(inferred, measured).mean(), correlation
-
     def _scores(self, i: int, features: Tensor, chosen: Tensor, global_: Tensor) -> Tensor:
         rows = locals_of(features)
         rows = rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
@@ -407,14 +361,11 @@ class _Trainer:
         scores: Tensor = self.networks.critics[i](rows.flatten(0, 1), global_)
         return scores.unflatten(0, rows.shape[:2])
 
-    def _update(
-        self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor, missed: Tensor
-    ) -> None:
+    def _update(self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor) -> None:
         for loss, parameters in (
             (objective, self.encoder),
             (likelihood, self.heads),
             (critic_loss, self.critics),
-            (missed, self.shares),
         ):
             if not parameters or not loss.requires_grad:
                 continue
@@ -428,7 +379,7 @@ class _Trainer:
         self.schedule.step()
 
     def _check(self, values: dict[str, float]) -> None:
-        for name in ("distortion", "information", "capacity", "info_nce", "shares", "alpha"):
+        for name in ("distortion", "information", "capacity", "info_nce", "alpha"):
             if not math.isfinite(values[name]):
                 raise FloatingPointError(
                     f"the fit diverged: {name} became {values[name]}. Lower lr"
@@ -445,17 +396,6 @@ def _values(weight: float, **terms: Tensor) -> dict[str, float]:
     """Terms as numbers, averaged over the processes."""
     mean = ranks.total(weight * torch.stack(list(terms.values()))) / ranks.world()
     return dict(zip(terms, mean.tolist()))
-
-
-def _drawn(log_odds: Tensor) -> Tensor:
-    """A class for each example ``(N, 1)``: of the prediction, its logarithm halved.
-
-    Likely ones are drawn more often than others, but others too: people ask about them.
-    """
-    n, classes = log_odds.shape
-    uniform = ranks.rand_rows(n, classes, log_odds.device).clamp(1e-6, 1 - 1e-6)
-    gumbel = -(-uniform.log()).log()
-    return (log_odds / 2 + gumbel).argmax(1, keepdim=True)
 
 
 def _endless(walk: Walk) -> Iterator[Batch]:
@@ -506,14 +446,6 @@ def train(
         warnings.warn(
             "the critics were not trained: batches of one example have no negatives. Fit with "
             "larger batches for estimator='infomax', or pass beta1=0",
-            stacklevel=2,
-        )
-    later = history.shares[1:]  # at the first step all inferred shares are 0
-    if later and not any(later):
-        warnings.warn(
-            "the prediction cannot be differentiated by the features of the chosen layers, so no "
-            "position has a share in it: choose layers that it rests on, with nothing between "
-            "that detaches it (torch.no_grad, .detach(), NumPy)",
             stacklevel=2,
         )
     head, marginal = history.recent("head"), history.recent("marginal")

@@ -23,8 +23,6 @@ class History:
         info_nce: InfoNCE bound of the critics, mean over layers; empty without a critic.
         alpha: mean of alpha (no unit).
         beta2: multiplier of the information terms (no unit).
-        shares: correlation of the inferred shares with those measured at one level of noise;
-            empty without shares.
         head: negative log likelihood of the heads on examples that are held out from them; NaN
             in batches without any.
         marginal: negative log likelihood of the marginal r(y) on the same examples.
@@ -36,7 +34,6 @@ class History:
     information: list[float] = field(default_factory=list)
     capacity: list[float] = field(default_factory=list)
     info_nce: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
     alpha: list[float] = field(default_factory=list)
     beta2: list[float] = field(default_factory=list)
     head: list[float] = field(default_factory=list)
@@ -75,8 +72,6 @@ class History:
         ]
         if self.info_nce:
             panels.append(("InfoNCE", "nats", ["info_nce"]))
-        if self.shares:
-            panels.append(("Shares, inferred and measured", "correlation", ["shares"]))
         columns = 4
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout="constrained")

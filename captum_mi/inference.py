@@ -46,8 +46,7 @@ class _Reduce(nn.Module):
 class InferenceNetwork(nn.Module):
     """Reads several layers, reduced to one grid and concatenated, and returns a map.
 
-    Beside further maps of that grid, they pass two 3x3 convolutions and a last 1x1, which starts
-    at one value everywhere.
+    They pass two 3x3 convolutions and a last 1x1, which starts at one value everywhere.
 
     Args:
         channels: channels of each layer that is read.
@@ -55,9 +54,7 @@ class InferenceNetwork(nn.Module):
         kind: ``"conv"`` sees neighbours, ``"mlp"`` (kernel size 1) one position at a time.
         width: channels that each layer is reduced to, a multiple of 8.
         hidden: channels of the two convolutions.
-        initial: where the map starts; a logit of ``-3`` is an alpha of 0.05, nearly untouched
-            features.
-        beside: number of further maps.
+        initial_logit: where alpha starts; ``-3`` is an alpha of 0.05, nearly untouched features.
     """
 
     def __init__(
@@ -67,8 +64,7 @@ class InferenceNetwork(nn.Module):
         kind: Literal["conv", "mlp"] = "conv",
         width: int = 32,
         hidden: int = 64,
-        initial: float = -3.0,
-        beside: int = 0,
+        initial_logit: float = -3.0,
     ) -> None:
         super().__init__()
         self.position_axes = position_axes
@@ -77,27 +73,19 @@ class InferenceNetwork(nn.Module):
         conv = _CONV[position_axes]
         last = conv(hidden, 1, 1)
         self.combine = nn.Sequential(
-            conv(width * len(channels) + beside, hidden, kernel, padding=kernel // 2),
+            conv(width * len(channels), hidden, kernel, padding=kernel // 2),
             nn.GELU(),
             conv(hidden, hidden, kernel, padding=kernel // 2),
             nn.GELU(),
             last,
         )
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        nn.init.constant_(last.bias, initial)  # type: ignore[arg-type]
+        nn.init.constant_(last.bias, initial_logit)  # type: ignore[arg-type]
 
-    def forward(
-        self,
-        context: Sequence[Tensor],
-        positions: Sequence[int],
-        beside: Sequence[Tensor] = (),
-    ) -> Tensor:
-        """A map ``(N, 1, *positions)`` from standardised ``(N, C_l, *positions_l)``.
-
-        Further maps are ``(N, 1, *positions)``.
-        """
+    def forward(self, context: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
+        """Logit of alpha ``(N, 1, *positions)`` from standardised ``(N, C_l, *positions_l)``."""
         reduced = [reduce(z, positions) for reduce, z in zip(self.reduce, context)]
-        stacked = torch.cat([*reduced, *beside], 1)
+        stacked = torch.cat(reduced, 1)
         if self.position_axes:
             logits: Tensor = self.combine(stacked)
         else:

@@ -99,13 +99,6 @@ class Networks(nn.Module):
             Bank(size, critic.embed_local(torch.zeros(1, site.channels)).shape[-1])  # type: ignore[operator]
             for size, critic, site in zip(bank_sizes, self.critics, sites)
         )
-        self.shares = None
-        if structure.has_shares:
-            clues = len(sites + self.head_sites) + 1
-            self.shares = InferenceNetwork(
-                [site.channels for site in context], axes, design.inference, initial=0.0,
-                beside=clues,
-            )
 
     @property
     def all_sites(self) -> tuple[Site, ...]:
@@ -138,18 +131,6 @@ class Networks(nn.Module):
         """Logit of alpha ``(N, 1, *positions)`` on the finest grid of the sites."""
         logit: Tensor = self.inference([z[site] for site in self.context], self.positions(z))
         return logit
-
-    def share_map(self, z: dict[Site, Tensor], clues: Sequence[Tensor]) -> Tensor:
-        """Shares of the positions in the decision for a class, ``(N, 1, *positions)``, in nats.
-
-        Args:
-            z: standardised features.
-            clues: what :func:`captum_mi.shares.clues` says about the class.
-        """
-        assert self.shares is not None
-        positions = self.positions(z)
-        density = self.shares([z[site] for site in self.context], positions, clues)
-        return density / n_positions(positions)
 
     def spread(self, alpha_map: Tensor, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """The map of logits, resized to each noised site's grid; its mean for a single token."""

@@ -86,10 +86,6 @@ class Output(nn.Module):
         """Of raw predictions, ``log p(index)`` ``(N,)`` of classes ``(N, S)``, one event."""
         raise NotImplementedError
 
-    def log_odds(self, raw: Tensor) -> Tensor:
-        """Of raw predictions, up to a number for each example: ``(N, size)``."""
-        raise NotImplementedError
-
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         """How far raw predictions ``second`` are from ``first``, in nats: ``(N,)``."""
         raise NotImplementedError
@@ -165,9 +161,6 @@ class CategoricalOutput(Output):
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return self._log_probabilities(raw).gather(1, index).logsumexp(-1)
 
-    def log_odds(self, raw: Tensor) -> Tensor:
-        return self._log_probabilities(raw)
-
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return categorical_kl(self._log_probabilities(first), self._log_probabilities(second))
 
@@ -236,9 +229,6 @@ class BernoulliOutput(Output):
 
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return F.logsigmoid(self._logits(raw).gather(1, index)).sum(-1)
-
-    def log_odds(self, raw: Tensor) -> Tensor:
-        return self._logits(raw)
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return bernoulli_kl(self._logits(first), self._logits(second))

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from captum_mi.bottleneck import capacity
-from captum_mi.grid import resize
+from captum_mi.grid import n_positions, resize
 
 __all__ = ["capacity_prior", "position_posterior", "spread"]
+
+_NOWHERE = 0.2  # probability that no one position shows the class
 
 
 def capacity_prior(alpha_logit: Tensor) -> Tensor:
@@ -50,26 +52,58 @@ def position_posterior(evidence: Sequence[Tensor], prior: Tensor) -> Tensor:
     return score.flatten(1).softmax(1).view_as(score)
 
 
-def spread(maps: Tensor, posterior: Tensor) -> Tensor:
+def spread(maps: Tensor, posterior: Tensor, shares: Tensor | None = None) -> Tensor:
     r"""Each position's share of the expected evidence; evidence against the class stays.
 
     The evidence found at the position that shows the class is expected to be
     :math:`\sum_j p(j \mid t)\, e_j`. Where :math:`e_j > 0` the result is the summand, scaled so
-    that each example keeps the total of its positive evidence; elsewhere it is :math:`e_j`.
+    that each example keeps the total of its positive evidence; elsewhere it is :math:`e_j`. The
+    posterior allows for a class that no one position shows, with a probability of 1/5: it is
+    then anywhere.
+
+    With shares in a decision the positive total is divided by posterior times positive share. To
+    the shares comes one nat that lies as the evidence does, so that nothing hangs on shares of
+    next to nothing.
 
     Args:
         maps: evidence for a class, ``(N, 1, *positions)``.
         posterior: ``(N, 1, *grid)``, of any scale.
+        shares: ``(N, 1, *grid)``, in nats.
 
     Returns:
         Tensor of the shape of ``maps``.
+
+    Example::
+
+        >>> evidence = torch.tensor([[[3.0, 3.0, -1.0, -1.0]]])
+        >>> posterior = torch.tensor([[[0.0, 0.6, 0.4, 0.0]]])
+        >>> spread(evidence, posterior).round(decimals=2)
+        tensor([[[ 0.5000,  5.5000, -1.0000, -1.0000]]])
     """
+    positions = maps.shape[2:]
     in_favour = maps.clamp_min(0).double()
-    summands = in_favour * resize(posterior, maps.shape[2:])
-    total, mass = _over_positions(in_favour), _over_positions(summands)
-    moved = (summands * (total / mass.clamp_min(torch.finfo(mass.dtype).tiny))).to(maps.dtype)
-    return torch.where((in_favour > 0) & (mass > 0), moved, maps)
+    total = _over_positions(in_favour)
+    weight = resize(posterior.double(), positions)
+    weight = (1 - _NOWHERE) * weight / _at_least(_over_positions(weight))
+    weight = weight + _NOWHERE / n_positions(positions)
+    told = in_favour / _at_least(total)
+    if shares is not None:
+        told = told + _resized(shares.double(), positions).clamp_min(0)
+    parts = weight * told
+    moved = parts * (total / _at_least(_over_positions(parts)))
+    return moved.to(maps.dtype) + maps.clamp_max(0)
+
+
+def _resized(shares: Tensor, positions: Sequence[int]) -> Tensor:
+    """Shares on another grid, with the same total."""
+    factor = n_positions(shares.shape[2:]) / n_positions(positions)
+    return resize(shares, positions) * factor
 
 
 def _over_positions(maps: Tensor) -> Tensor:
     return maps.sum(dim=tuple(range(1, maps.dim())), keepdim=True)
+
+
+def _at_least(values: Tensor) -> Tensor:
+    """Away from zero, to divide by."""
+    return values.clamp_min(torch.finfo(values.dtype).tiny)

@@ -18,10 +18,9 @@ from captum_mi.networks import Networks
 from captum_mi.passes import Pass, Passes
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 from captum_mi.readout import Readout
-from captum_mi.refinement import measured_shares, refine_alpha, refined_shares
-from captum_mi.shares import apportion, clues
+from captum_mi.refinement import refine_alpha
+from captum_mi.shares import Decision
 from captum_mi.sites import Site
-from captum_mi.slopes import Decision
 
 __all__ = [
     "Estimate", "Estimator", "Information", "Reader", "Weighting", "chunks", "estimates",
@@ -126,7 +125,8 @@ class Reader:
         Args:
             information: which of the three.
             index: classes ``(N, S)``.
-            weighting: ``"posterior"``, or ``"shares"`` times posterior.
+            weighting: ``"posterior"``, or ``"shares"`` times posterior, measured at
+                ``refine_steps`` levels of noise.
             joined: first combine the layers, into one map on the finest grid.
         """
         if information == "redundant":
@@ -138,10 +138,8 @@ class Reader:
         posterior = position_posterior(evidence, self._prior(information))
         if joined:
             maps = [combine(maps, posterior.shape[2:])]
-        if weighting == "posterior":
-            return [spread(one, posterior) for one in maps]
-        shares = self._shares(evidence, posterior, index)
-        return [apportion(one, shares, posterior) for one in maps]
+        shares = self._shares(index) if weighting == "shares" else None
+        return [spread(one, posterior, shares) for one in maps]
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:
         """Evidence for a class at the sites that have a head alone."""
@@ -158,20 +156,15 @@ class Reader:
             return torch.ones_like(self.z[site][:, :1])
         return capacity_prior(self.logits[site])
 
-    def _shares(self, evidence: list[Tensor], posterior: Tensor, index: Tensor) -> Tensor:
-        """Shares of the positions in log p(index), ``(N, 1, *positions)``."""
-        networks, z = self.networks, self.z
-        read = clues(evidence, posterior, networks.positions(z))
-        inferred = networks.share_map(z, read)
-        if not self.refine_steps:
-            return inferred
+    def _shares(self, index: Tensor) -> Tensor:
+        """Shares of the positions in log p(index), ``(N, 1, *positions)``, measured once."""
         if self._measured is None:
-            classes = self.readout.classes(self.first.prediction)
             decision = Decision(
-                self.passes, networks, classes, self.inputs, self.args, z, index,
-                self.first.before)
-            self._measured = measured_shares(decision, self.refine_steps)
-        return refined_shares(inferred, self._measured, self.refine_steps)
+                self.passes, self.networks, self.readout.classes(self.first.prediction),
+                self.inputs, self.args, self.z, index, self.first.before,
+            )
+            self._measured = decision.shares(self.refine_steps)
+        return self._measured
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool

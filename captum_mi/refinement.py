@@ -1,4 +1,4 @@
-"""Per-sample refinement: a few steps for given examples, from what was inferred for them."""
+"""Per-sample refinement: a few steps on the alpha that was inferred for given examples."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from captum_mi.networks import Networks
 from captum_mi.outputs import Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
 from captum_mi.sites import Site
-from captum_mi.slopes import Decision
 
-__all__ = ["measured_shares", "refine_alpha", "refined_shares", "shared_noise"]
+__all__ = ["refine_alpha", "shared_noise"]
 
 _LR = 0.2
-_INFERRED = 4  # levels of noise that inferred shares are worth
 _EPS = 1e-6  # in nats: Adam would blow up the rounding of smaller gradients
 
 
@@ -64,28 +62,6 @@ def refine_alpha(
             alpha_map.grad = torch.autograd.grad(loss.sum() / (1 + beta2), alpha_map)[0]
             optimizer.step()
     return alpha_map.detach()
-
-
-def measured_shares(decision: Decision, steps: int) -> Tensor:
-    """Shares in a decision, measured at evenly spaced levels of noise.
-
-    The draw of noise at each level serves all examples.
-
-    Returns:
-        ``(N, 1, *positions)``, in nats.
-    """
-    z, index = decision.z, decision.index
-    slopes = []
-    for step in range(steps):
-        noise = shared_noise({site: z[site] for site in decision.networks.noised_sites}, step)
-        level = torch.full((len(index), 1), (step + 0.5) / steps, device=index.device)
-        slopes.append(decision.slope_at(level, noise))
-    return torch.stack(slopes).mean(0)
-
-
-def refined_shares(inferred: Tensor, measured: Tensor, steps: int) -> Tensor:
-    """Mean of both, in which inferred shares count as four levels of noise."""
-    return (_INFERRED * inferred + steps * measured) / (_INFERRED + steps)
 
 
 def _task_output(networks: Networks, first: Pass) -> Output:

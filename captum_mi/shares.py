@@ -8,123 +8,96 @@ The share of position j in class c, in nats, is
 where alpha, the same at all positions, grows from no noise to noise alone. Over the positions it
 adds up to :math:`\log p(c \mid x) - \mathbb{E} \log p(c \mid \text{noise})`: these are
 integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365), the shares of
-Aumann and Shapley, through the bottleneck instead of the input. A network learns them from one
-level of noise for each example and step, and so amortises what would take many passes each.
+Aumann and Shapley, through the bottleneck instead of the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_mi.grid import n_positions, resize
+from captum_mi.networks import Networks
+from captum_mi.outputs import Output
+from captum_mi.passes import Passes
+from captum_mi.refinement import shared_noise
+from captum_mi.replay import Replay
+from captum_mi.sites import Site
 
-__all__ = ["agreement", "apportion", "clues", "disagreement"]
+__all__ = ["Decision"]
 
-_PRIOR = 1.0  # nats that are divided as the evidence itself lies
-_NOWHERE = 0.2  # probability that no one position shows the class
-_OUTLIER = 5.0  # nats per position, times positions, from which errors count linearly
+_EDGE = 1e-3  # levels of noise keep away from 0 and 1
 
 
-def clues(
-    evidence: Sequence[Tensor],
-    posterior: Tensor,
-    positions: Sequence[int],
-) -> list[Tensor]:
-    """What the network reads about a class, as maps of one grid.
+@dataclass(frozen=True)
+class Decision:
+    """A batch's decision for a class each, seen from the bottleneck.
 
-    All are signed logarithms: of the evidence in nats, and of the posterior relative to a uniform
-    one.
-
-    Args:
-        evidence: evidence for the class of each layer, ``(N, 1, *positions_l)``.
-        posterior: over positions, ``(N, 1, *grid)``.
-        positions: the grid.
-
-    Returns:
-        Maps ``(N, 1, *positions)``.
+    Attributes:
+        passes: passes of the model.
+        networks: the fit.
+        classes: what predictions are.
+        inputs: one batch.
+        args: additional forward arguments of the batch.
+        z: standardised features of the first pass.
+        index: classes ``(N, S)``.
+        before: what the first pass kept for second ones.
     """
-    density = posterior.to(evidence[0].dtype) * n_positions(posterior.shape[2:])
-    return [_signed_log(resize(maps, positions)) for maps in (*evidence, density)]
 
+    passes: Passes
+    networks: Networks
+    classes: Output
+    inputs: tuple[Tensor, ...]
+    args: tuple[Any, ...]
+    z: dict[Site, Tensor]
+    index: Tensor
+    before: Replay = field(default_factory=Replay)
 
-def _signed_log(values: Tensor) -> Tensor:
-    return values.sign() * values.abs().log1p()
+    def shares(self, levels: int) -> Tensor:
+        """Shares of the positions, measured at evenly spaced levels of noise.
 
+        The draw of noise at each level serves all examples, so that an example's shares depend
+        neither on its batch nor on the call.
 
-def disagreement(inferred: Tensor, measured: Tensor) -> Tensor:
-    """What the network minimises: squared errors, and absolute ones where they are large.
+        Returns:
+            ``(N, 1, *positions)`` on the finest grid, in nats.
+        """
+        slopes = []
+        for i in range(levels):
+            noise = shared_noise({site: self.z[site] for site in self.networks.noised_sites}, i)
+            slopes.append(self.slope_at((i + 0.5) / levels, noise))
+        return torch.stack(slopes).mean(0)
 
-    Its minimum is at the mean of what is measured, but for levels of noise where a slope is
-    extreme. Both are ``(N, 1, *positions)``, in nats; the result is ``(N,)``.
-    """
-    n = n_positions(inferred.shape[2:])
-    errors = F.huber_loss(n * inferred, n * measured, delta=_OUTLIER, reduction="none")
-    return errors.flatten(1).mean(1)
+    def slope_at(self, level: float, noise: dict[Site, Tensor]) -> Tensor:
+        r"""What the decision loses at each position at one level of noise.
 
+        .. math:: -\frac{\partial}{\partial \alpha_j} \log p(c \mid x'_\alpha)
+                  \quad \text{where all } \alpha_j \text{ are the level.}
 
-def agreement(inferred: Tensor, measured: Tensor) -> Tensor:
-    """Correlation over positions of each example, ``(N,)``; 0 where either is constant."""
-    a, b = (maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True)
-            for maps in (inferred, measured))
-    return F.cosine_similarity(a, b)
+        Args:
+            level: alpha everywhere, in [0, 1].
+            noise: the draw for each site.
 
+        Returns:
+            ``(N, 1, *positions)`` on the finest grid, in nats.
 
-def apportion(maps: Tensor, shares: Tensor, posterior: Tensor) -> Tensor:
-    """Evidence where positions have a share in the decision.
-
-    Each example's evidence for the class is divided among the positions in proportion to the
-    posterior times the positive part of the share, its evidence against the class in proportion
-    to the negative part: both totals stay. The posterior allows for a class that no one position
-    shows, with a probability of 1/5. To the shares of either sign comes one nat that lies as the
-    evidence does, so that nothing hangs on shares of next to nothing.
-
-    Args:
-        maps: evidence for a class, ``(N, 1, *positions)``.
-        shares: ``(N, 1, *grid)``, in nats.
-        posterior: ``(N, 1, *grid)``, of any scale.
-
-    Returns:
-        Tensor of the shape of ``maps``.
-
-    Example::
-
-        >>> evidence = torch.tensor([[[3.0, 3.0, -1.0, -1.0]]])
-        >>> shares = torch.tensor([[[0.0, 2.0, 1.0, -1.0]]])
-        >>> apportion(evidence, shares, torch.ones(1, 1, 4)).round(decimals=2)
-        tensor([[[ 0.7500,  3.7500,  1.0000, -1.5000]]])
-    """
-    shares = _resized(shares.double(), maps.shape[2:])
-    posterior = resize(posterior.double(), maps.shape[2:])
-    posterior = posterior / _at_least(_over_positions(posterior))
-    posterior = (1 - _NOWHERE) * posterior + _NOWHERE / n_positions(maps.shape[2:])
-    evidence = maps.double()
-    in_favour = _divided(evidence.clamp_min(0), shares.clamp_min(0), posterior)
-    against = _divided((-evidence).clamp_min(0), (-shares).clamp_min(0), torch.ones_like(shares))
-    return (in_favour - against).to(maps.dtype)
-
-
-def _resized(shares: Tensor, positions: Sequence[int]) -> Tensor:
-    """Shares on another grid, with the same total."""
-    factor = n_positions(shares.shape[2:]) / n_positions(positions)
-    return resize(shares, positions) * factor
-
-
-def _divided(amounts: Tensor, shares: Tensor, weight: Tensor) -> Tensor:
-    """The total of the amounts, divided anew; the amounts where nothing has a weight."""
-    total = _over_positions(amounts)
-    parts = weight * (shares + _PRIOR * amounts / _at_least(total))
-    whole = _over_positions(parts)
-    return torch.where(whole > 0, parts * (total / _at_least(whole)), amounts)
-
-
-def _over_positions(maps: Tensor) -> Tensor:
-    return maps.sum(tuple(range(1, maps.dim())), keepdim=True)
-
-
-def _at_least(values: Tensor) -> Tensor:
-    """Away from zero, to divide by."""
-    return values.clamp_min(torch.finfo(values.dtype).tiny)
+        Raises:
+            RuntimeError: if the prediction cannot be differentiated by alpha.
+        """
+        networks, z = self.networks, self.z
+        grid = z[networks.finest_site(z)][:, :1]
+        with torch.enable_grad():
+            alpha = torch.full_like(grid, min(max(level, _EDGE), 1 - _EDGE)).requires_grad_()
+            noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
+            second = self.passes.second(self.inputs, self.args, noised, self.before)
+            total = self.classes.log_probability(second.prediction, self.index).sum()
+        if not total.requires_grad:
+            raise RuntimeError(
+                "the prediction cannot be differentiated by the features of the chosen layers, so "
+                "shares in it cannot be measured: choose layers that it rests on, with nothing "
+                "between that detaches it (torch.no_grad, .detach(), NumPy), or refine alpha with "
+                "weighting='posterior'"
+            )
+        return -torch.autograd.grad(total, alpha)[0]
