@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
                         help="bfloat16 while fitting and for perturbed images, not for maps")
     parser.add_argument("--refits", type=int, default=1, help="fits that are averaged")
     parser.add_argument("--fits", type=Path, help="folder of fits: loaded, or saved if missing")
-    parser.add_argument("--refine-steps", type=int, default=0, help="also refine alpha so long")
+    parser.add_argument("--refine-steps", type=int, default=0, help="also shares measured at so many levels of noise")
     parser.add_argument("--fastshap-steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=Path, help="folder of finished methods; default OUT_parts")
@@ -139,8 +139,7 @@ def ours(fits: Fits, options: argparse.Namespace) -> Registry:
         ]
 
     found: Registry = {OURS: variant()}
-    for weighting in ("posterior", "none"):
-        found[f"{OURS}, weighting={weighting!r}"] = variant(weighting=weighting)
+    found[f"{OURS}, weighting='none'"] = variant(weighting="none")
     if options.refine_steps:
         steps = options.refine_steps
         found[f"{OURS}, refine_steps={steps}"] = variant(refine_steps=steps)

@@ -49,10 +49,46 @@ def test_layers_of_other_grids_are_resized_and_extremes_stay_finite():
 def test_spreading_a_map_by_hand():
     maps = torch.tensor([[[2.0, 1.0, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
     posterior = torch.tensor([[[0.1, 0.2, 0.6, 0.1]]]).expand(2, 1, 4)
-    expected = torch.tensor([[[1.5, 1.5, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
+    weight = [0.8 * 0.1 + 0.2 / 4, 0.8 * 0.2 + 0.2 / 4]
+    parts = [2 * weight[0], 1 * weight[1]]
+    moved = [3 * part / sum(parts) for part in parts]
+    expected = torch.tensor([[[*moved, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
     torch.testing.assert_close(spread(maps, posterior), expected)
-    nowhere = torch.tensor([[[0.0, 0.0, 1.0, 0.0]]]).expand(2, 1, 4)
+    torch.testing.assert_close(spread(maps, 3 * posterior), expected)
+    nowhere = torch.zeros(2, 1, 4)
     torch.testing.assert_close(spread(maps, nowhere), maps)
+
+
+def test_evidence_goes_where_the_shares_are_and_its_total_stays():
+    maps = torch.randn(5, 1, 4, 4)
+    shares = torch.zeros(5, 1, 4, 4)
+    shares[:, :, 1, 2], shares[:, :, 3, 0] = 30.0, -20.0
+    moved = spread(maps, torch.ones(5, 1, 4, 4), shares)
+    assert (moved.flatten(1).argmax(1) == 6).all()
+    torch.testing.assert_close(moved.sum((1, 2, 3)), maps.sum((1, 2, 3)))
+    torch.testing.assert_close(moved.clamp_max(0)[:, 0, 0], maps.clamp_max(0)[:, 0, 0])
+
+
+def test_shares_of_a_hundredth_of_a_nat_change_next_to_nothing():
+    maps, posterior = torch.randn(5, 1, 4, 4), torch.rand(5, 1, 4, 4)
+    shares = torch.randn(5, 1, 4, 4)
+    shares *= 0.01 / shares.abs().sum((2, 3), keepdim=True)
+    change = spread(maps, posterior, shares) - spread(maps, posterior)
+    assert change.abs().max() < 0.02 * maps.abs().sum((2, 3)).max()
+    torch.testing.assert_close(spread(maps, posterior, 0 * shares), spread(maps, posterior))
+
+
+def test_shares_on_a_coarser_grid_weigh_the_same():
+    maps, posterior = torch.rand(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
+    coarse = torch.rand(2, 1, 2, 2)
+    fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
+    torch.testing.assert_close(spread(maps, posterior, fine), spread(maps, posterior, coarse))
+
+
+def test_no_evidence_stays_none():
+    nothing = torch.zeros(2, 1, 6)
+    assert torch.equal(spread(nothing, torch.rand(2, 1, 6)), nothing)
+    assert torch.equal(spread(nothing, torch.rand(2, 1, 6), torch.rand(2, 1, 6)), nothing)
 
 
 def test_the_prior_is_uniform_for_a_uniform_alpha_and_falls_with_it():
