@@ -68,9 +68,7 @@ def choices(kappa: float, steps: int) -> dict[str, Choice]:
         "tiles erased at random": Choice(augment=erased),
         "shares measured at 4 levels of noise": Choice(call={"refine_steps": 4}),
         "shares measured at 16 levels of noise": Choice(call={"refine_steps": 16}),
-        "weighting='posterior'": Choice(call={"weighting": "posterior"}),
-        "weighting='posterior', alpha refined, 4 steps": Choice(
-            call={"weighting": "posterior", "refine_steps": 4}),
+        "alpha refined, 4 steps": Choice(call={"weighting": "posterior", "refine_steps": 4}),
         "weighting='none'": Choice(call={"weighting": "none"}),
         "general information": Choice(call={"information": "general"}),
         "no target": Choice(call={"target": None}),

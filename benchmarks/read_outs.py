@@ -92,7 +92,7 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
         "evidence x (1 - alpha)": lambda p: times(p.sufficient, keep(p.alpha_logit)),
         "evidence x capacity": lambda p: times(p.sufficient, prior(p)),
         "sum with the deepest head": lambda p: [*p.sufficient, p.general[-1]],
-        "evidence by posterior and shares (default)": lambda p: [p.default],
+        "evidence, layers first averaged, by posterior (default)": lambda p: [p.default],
         "posterior alone": lambda p: [
             position_posterior([*p.sufficient, p.general[-1]], prior(p)).float()],
         "evidence by posterior": lambda p: by_posterior(

@@ -1,11 +1,14 @@
 """Shares in a decision: known truth, finite differences, and what they add up to."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.refinement import shared_noise
+from captum_mi.replay import Replay
 from captum_mi.shares import Decision
 
 
@@ -41,6 +44,12 @@ def test_a_slope_at_a_level_by_finite_differences(parts):
 
     expected = (log_p(-step) - log_p(step)) / (2 * step)
     torch.testing.assert_close(slope[:, 0, 1, 2], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_shares_are_the_same_without_what_the_first_pass_kept(parts):
+    decision, _, _ = parts
+    anew = dataclasses.replace(decision, before=Replay())
+    torch.testing.assert_close(decision.shares(3), anew.shares(3), rtol=1e-12, atol=1e-12)
 
 
 def test_shares_add_up_to_what_the_decision_loses(parts, monkeypatch):
