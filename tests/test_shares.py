@@ -96,7 +96,7 @@ def scenes(n, seed):
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)
-    x, label, _ = scenes(512, 0)
+    x, _, _ = scenes(512, 0)
     attr = InfoBottleneckAttribution(Sums(), "body", head_hidden=(32,))
     attr.fit(list(x.split(64)), steps=60, lr=5e-3, beta1=0, progress=False)
     return attr
@@ -108,7 +108,8 @@ def test_what_speaks_for_the_class_is_told_from_what_speaks_against_it(trained, 
     rest = shares[~(own | other)].mean()
     assert shares[own].mean() > 10 * rest.abs()
     assert shares[other].mean() < rest
-    for cells, extreme in ((own, shares.flatten(1).argmax(1)), (other, shares.flatten(1).argmin(1))):
+    flat = shares.flatten(1)
+    for cells, extreme in ((own, flat.argmax(1)), (other, flat.argmin(1))):
         assert cells.flatten(1).gather(1, extreme[:, None]).float().mean() > 0.9
 
 
