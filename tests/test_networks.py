@@ -249,5 +249,3 @@ def test_probabilities_of_events_by_a_slow_twin(kind, index):
     expected = chosen.prod(1) if kind == "bernoulli" else chosen.sum(1)
     got = output.log_probability(raw, torch.tensor(index).expand(50, -1))
     torch.testing.assert_close(got, expected.log())
-    odds = output.log_odds(raw)
-    assert torch.equal(odds.argmax(1), of_each.argmax(1))
