@@ -78,7 +78,7 @@ def spread(maps: Tensor, posterior: Tensor, shares: Tensor | None = None) -> Ten
         >>> evidence = torch.tensor([[[3.0, 3.0, -1.0, -1.0]]])
         >>> posterior = torch.tensor([[[0.0, 0.6, 0.4, 0.0]]])
         >>> spread(evidence, posterior).round(decimals=2)
-        tensor([[[ 0.5000,  5.5000, -1.0000, -1.0000]]])
+        tensor([[[ 0.5200,  5.4800, -1.0000, -1.0000]]])
     """
     positions = maps.shape[2:]
     in_favour = maps.clamp_min(0).double()

@@ -43,9 +43,16 @@ def test_maps_in_float16_and_in_bfloat16_are_those_in_float32(digits, options):
     assert errors(digits, torch.bfloat16, **options).mean(1).max() < 0.01
 
 
-@pytest.mark.parametrize("options", [{"estimator": "infomax"}, {"refine_steps": 2}])
+@pytest.mark.parametrize(
+    "options", [{"estimator": "infomax"}, {"refine_steps": 2, "weighting": "posterior"}])
 def test_every_pass_runs_in_mixed_precision(digits, options):
     assert errors(digits, torch.float16, **options).max() < 0.05
+
+
+def test_gradients_in_mixed_precision_measure_the_same_shares(digits):
+    in_float16 = errors(digits, torch.float16, refine_steps=8)
+    assert in_float16.quantile(0.99) < 0.02
+    assert in_float16.max() < 0.05
 
 
 def test_fitting_inside_autocast_is_amp(digits):
