@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi import ranks
 from captum_mi.bottleneck import capacity, inject_noise, keep
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic, mlp
@@ -141,13 +140,13 @@ class Networks(nn.Module):
         return self.spread(self.alpha_map(z), z)
 
     def injections(
-        self, logits: dict[Site, Tensor], noise: dict[Site, Tensor] | None = None
+        self, logits: dict[Site, Tensor], noise: dict[Site, Tensor]
     ) -> dict[Site, Callable[[Tensor], Tensor]]:
         """Functions that noise running features in a second pass, in the features' own units.
 
         Args:
             logits: logit of alpha for each noised site.
-            noise: the draw for each site; ``None`` draws afresh.
+            noise: the draw for each site.
         """
 
         def injection(site: Site) -> Callable[[Tensor], Tensor]:
@@ -155,8 +154,8 @@ class Networks(nn.Module):
 
             def inject(features: Tensor) -> Tensor:
                 z = moments.standardise(features)
-                draw = ranks.randn_rows(z) if noise is None else noise[site]
-                return moments.restore(inject_noise(z, logits[site], draw)).to(features.dtype)
+                noised = inject_noise(z, logits[site], noise[site])
+                return moments.restore(noised).to(features.dtype)
 
             return inject
 

@@ -93,11 +93,14 @@ class Decision:
             noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
             second = self.passes.second(self.inputs, self.args, noised, self.before)
             total = self.classes.log_probability(second.prediction, self.index).sum()
-        if not total.requires_grad:
+        slope = None
+        if total.requires_grad:
+            slope = torch.autograd.grad(total, alpha, allow_unused=True)[0]
+        if slope is None:
             raise RuntimeError(
                 "the prediction cannot be differentiated by the features of the chosen layers, so "
                 "shares in it cannot be measured: choose layers that it rests on, with nothing "
                 "between that detaches it (torch.no_grad, .detach(), NumPy), or refine alpha with "
                 "weighting='posterior'"
             )
-        return -torch.autograd.grad(total, alpha)[0]
+        return -slope

@@ -110,7 +110,7 @@ def test_what_speaks_for_the_class_is_told_from_what_speaks_against_it(trained, 
     assert shares[other].mean() < rest
     flat = shares.flatten(1)
     for cells, extreme in ((own, flat.argmax(1)), (other, flat.argmin(1))):
-        assert cells.flatten(1).gather(1, extreme[:, None]).float().mean() > 0.9
+        assert cells.flatten(1).gather(1, extreme[:, None]).float().mean() > 0.95
 
 
 def test_shares_depend_neither_on_the_batch_nor_on_the_call(trained, monkeypatch):
@@ -145,7 +145,7 @@ def test_the_total_of_a_layer_stays(net, images, quick_fit, information, refine_
     attr = quick_fit(LayerInfoBottleneckAttribution(net, "stage2"), [images], steps=30)
     plain = attr.attribute(images, 2, information=information, weighting="none")
     moved = attr.attribute(images, 2, information=information, refine_steps=refine_steps)
-    torch.testing.assert_close(moved.sum((1, 2, 3)), plain.sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moved.sum((1, 2, 3)), plain.sum((1, 2, 3)))
 
 
 class Words(nn.Module):
@@ -168,18 +168,21 @@ def test_words_have_shares_too(quick_fit):
 
 
 class Detached(nn.Module):
-    """Nothing above its first layer can be differentiated."""
+    """Nothing above its first layer can be differentiated, its own parameter aside."""
 
-    def __init__(self, net):
+    def __init__(self, net, trained):
         super().__init__()
         self.net = net
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=trained)
 
     def forward(self, x):
-        return self.net(x).detach()
+        return self.net(x).detach() * self.scale
 
 
-def test_a_prediction_that_cannot_be_differentiated_says_so(net, images, quick_fit):
-    attr = quick_fit(InfoBottleneckAttribution(Detached(net), "net.stage1", alpha=0.3), [images])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_prediction_that_cannot_be_differentiated_says_so(net, images, quick_fit, trained):
+    model = Detached(net, trained)
+    attr = quick_fit(InfoBottleneckAttribution(model, "net.stage1", alpha=0.3), [images])
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         attr.attribute(images, 1, refine_steps=2)
 
