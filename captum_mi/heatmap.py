@@ -30,7 +30,10 @@ def per_unit(unit: Unit) -> float:
 
 def combine(maps: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
     """Mean of maps ``(N, M, *positions_l)`` after resizing each to one grid, as densities."""
-    return torch.stack([resize(one, positions) for one in maps]).mean(0)
+    total = resize(maps[0], positions)
+    for one in maps[1:]:
+        total = total + resize(one, positions)
+    return total / len(maps)
 
 
 def to_input(

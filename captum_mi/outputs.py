@@ -29,6 +29,7 @@ __all__ = [
 OutputKind = Literal["categorical", "bernoulli", "probabilities", "gaussian"]
 
 _LOG_FLOOR = -20.0
+_LARGEST_LOGIT = 80.0  # exp of it is finite
 _MAX_WHITENED = 4096
 
 
@@ -144,19 +145,34 @@ class CategoricalOutput(Output):
         return -(y * self.log_marginal).sum(-1)
 
     def kl(self, parameters: Tensor) -> Tensor:
-        return categorical_kl(self._log_q(parameters), self.log_marginal)
+        centred, normaliser = self._normalised(parameters)
+        mean = (centred.exp() * centred) @ self.log_marginal.exp()
+        return (mean * (-normaliser).exp() - normaliser).clamp_min(0)
 
     def _log_q(self, parameters: Tensor) -> Tensor:
         return self.evidence(parameters) + self.log_marginal
 
     def evidence(self, parameters: Tensor) -> Tensor:
-        # In float64: evidence is a small difference where a position says little.
-        normaliser = (parameters.double() + self.log_marginal).logsumexp(-1, keepdim=True)
-        return parameters - normaliser.to(parameters.dtype)
+        centred, normaliser = self._normalised(parameters)
+        return centred - normaliser[..., None]
 
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
+        centred, normaliser = self._normalised(parameters)
         log_share = F.log_softmax(self.log_marginal[index], -1)  # of r within the set
-        return (_gather(self.evidence(parameters), index) + log_share[:, None]).logsumexp(-1)
+        together = (_gather(centred, index) + log_share[:, None]).logsumexp(-1)
+        return together - normaliser
+
+    def _normalised(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``a`` with mean 0 under r, ``(..., size)``, and ``log sum r exp(a)``, ``(...)``.
+
+        By Jensen's inequality that sum is never below 1: its distance from 1 keeps the digits
+        of small evidence. Where the largest logit would overflow, all are shifted. Their
+        difference does not depend on the centre, which therefore needs no gradient.
+        """
+        r, fixed = self.log_marginal.exp(), parameters.detach()
+        centre = torch.maximum(fixed @ r, fixed.amax(-1) - _LARGEST_LOGIT)
+        centred = parameters - centre[..., None]
+        return centred, torch.log1p(torch.expm1(centred) @ r)
 
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return self._log_probabilities(raw).gather(1, index).logsumexp(-1)

@@ -172,7 +172,7 @@ class Reader:
         if information == "general":
             return self._value(i, site, False, index, classes)
         # Pure noise says nothing, whatever the head makes of its mean.
-        sufficient = self._value(i, site, True, index, classes).masked_fill(
+        sufficient = self._value(i, site, True, index, classes).masked_fill_(
             self._silent(site), 0.0)
         if information == "sufficient":
             return sufficient

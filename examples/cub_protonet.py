@@ -2,8 +2,8 @@
 
     python examples/cub_protonet.py --data CUB_200_2011 --epochs 40 --out cub_output
 
-Trains on episodes of the base classes (or takes ``--weights``), measures the accuracy on novel
-classes, fits the bottleneck once on base episodes, and draws one novel episode: every query,
+Trains on the base classes (or takes ``--weights``), as a classifier for ``--pretrain`` epochs and
+then on episodes, measures the accuracy on novel classes, fits the bottleneck once on base episodes, and draws one novel episode: every query,
 explained for its own way and for the way that comes next, and every support image. ``--data`` is
 the folder of CUB-200-2011, or an ``.npz`` index with the splits 0 base and 2, 3 novel.
 """
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from training import train
 
@@ -62,7 +62,10 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
-    parser.add_argument("--epochs", type=int, default=40, help="of training, without --weights")
+    parser.add_argument("--pretrain", type=int, default=20,
+                        help="epochs as a classifier of the base classes, without --weights")
+    parser.add_argument("--epochs", type=int, default=20, help="of episodes, without --weights")
+    parser.add_argument("--batch", type=int, default=64, help="of the classifier")
     parser.add_argument("--per-epoch", type=int, default=100, help="episodes in an epoch")
     parser.add_argument("--out", type=Path, default=Path("cub_output"))
     options = parser.parse_args()
@@ -70,6 +73,7 @@ def main() -> None:
     base, novel = open_data(options)
     network = build(options)
     if not options.weights:
+        train_as_classifier(network, base, options)
         train_on_episodes(network, base, options)
     accuracy, interval = few_shot_accuracy(network, novel, options)
     print(f"{options.ways}-way {options.shots}-shot on novel classes: {100 * accuracy:.1f} % "
@@ -101,6 +105,31 @@ def build(options: argparse.Namespace) -> PrototypicalNetwork:
     return network.to(options.device).eval()
 
 
+def train_as_classifier(
+    network: PrototypicalNetwork, base: Photographs, options: argparse.Namespace
+) -> None:
+    """Cross-entropy of a linear layer on the embedding, which is dropped: episodes start from it.
+
+    Source: Chen et al., 2021, https://arxiv.org/abs/2003.04390.
+    """
+    names, labels = torch.unique(torch.as_tensor(base.labels), return_inverse=True)
+    classifier = nn.Sequential(network.encoder, nn.Linear(options.embedding, len(names)))
+    classifier.to(options.device)
+    steps = len(labels) // options.batch
+
+    def batches(epoch: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(options.seed + epoch)
+        order = torch.randperm(len(labels), generator=generator)
+        return iter(order[: steps * options.batch].split(options.batch))
+
+    def loss(rows: Tensor) -> Tensor:
+        images = flipped(images_of(base, rows.tolist()).to(options.device))
+        return F.cross_entropy(classifier(images), labels[rows].to(options.device))
+
+    train(classifier, batches, loss, options.pretrain, steps,
+          options.out / "classifier.pt", seed=options.seed)
+
+
 def train_on_episodes(
     network: PrototypicalNetwork, base: Photographs, options: argparse.Namespace
 ) -> None:
@@ -112,9 +141,7 @@ def train_on_episodes(
                                    options.per_epoch, seed=options.seed + epoch))
 
     def loss(draw: Draw) -> Tensor:
-        images = images_of(base, draw.support + draw.query).to(options.device)
-        if torch.rand(()) < 0.5:
-            images = images.flip(3)
+        images = flipped(images_of(base, draw.support + draw.query).to(options.device))
         embedded = network.encoder(images)
         support, query = embedded.split([len(draw.support), len(draw.query)])
         prototypes = prototypes_of(support, ways.repeat_interleave(options.shots))
@@ -122,7 +149,13 @@ def train_on_episodes(
         return F.cross_entropy(logits, ways.repeat_interleave(options.queries))
 
     train(network, episodes, loss, options.epochs, options.per_epoch,
-          options.out / "checkpoint.pt", seed=options.seed)
+          options.out / "checkpoint.pt", lr=3e-4 if options.pretrain else 1e-3,
+          seed=options.seed)
+
+
+def flipped(images: Tensor) -> Tensor:
+    """A batch mirrored, or not."""
+    return images.flip(3) if torch.rand(()) < 0.5 else images
 
 
 @torch.no_grad()

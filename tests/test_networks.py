@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from captum_mi.bounds import donsker_varadhan, info_nce
 from captum_mi.critics import ConcatenatedCritic, SeparableCritic
@@ -175,6 +176,38 @@ def test_the_expectation_of_the_evidence_over_q_is_the_kl(i):
     chosen = output.evidence_for(parameters, index)
     torch.testing.assert_close(chosen[0], evidence[0, :, 0])
     torch.testing.assert_close(chosen[1], evidence[1, :, -1])
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-2, 1.0, 15.0])
+def test_evidence_of_many_classes_agrees_with_double_precision(scale):
+    """To the digits of the largest evidence, also where that is next to nothing."""
+    output, twin = CategoricalOutput((1000,)), CategoricalOutput((1000,)).double()
+    raw = 2 * torch.randn(64, 1000)
+    output.fit_marginal(raw)
+    exact = F.log_softmax(output.log_marginal.double(), -1)
+    twin.log_marginal.copy_(exact)
+    parameters = scale * torch.randn(2, 6, 1000) + 3  # a constant says nothing
+    truth = F.log_softmax(parameters.double() + exact, -1) - exact
+    largest = float(truth.abs().max())
+    assert (output.evidence(parameters) - truth).abs().max() < 1e-6 * (largest + 3)
+    assert (twin.evidence(parameters.double()) - truth).abs().max() < 1e-13 * (largest + 3)
+    kl = (truth.exp() * exact.exp() * truth).sum(-1)
+    torch.testing.assert_close(twin.kl(parameters.double()), kl, rtol=1e-6, atol=1e-13)
+    index = torch.tensor([[5], [900]])
+    chosen = torch.stack([truth[0, :, 5], truth[1, :, 900]])
+    assert (output.evidence_for(parameters, index) - chosen).abs().max() < 1e-6 * (largest + 3)
+    y = torch.randn(1000).softmax(-1)
+    leaf = parameters.clone().requires_grad_()
+    output.negative_log_likelihood(leaf, y).sum().backward()
+    torch.testing.assert_close(leaf.grad, (truth + exact).exp().float() - y, rtol=1e-4, atol=1e-6)
+
+
+def test_evidence_of_extreme_logits_is_finite():
+    output = CategoricalOutput((4,))
+    parameters = 1e4 * torch.tensor([[[1.0, -1.0, 0.0, 0.5], [1.0, 1.0, 1.0, 1.0]]])
+    assert torch.isfinite(output.evidence(parameters)).all()
+    assert torch.isfinite(output.kl(parameters)).all()
+    assert output.kl(parameters)[0, 0].item() == pytest.approx(math.log(4), abs=1e-3)
 
 
 def test_evidence_for_several_classes_is_that_of_any_of_them():
