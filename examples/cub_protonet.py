@@ -115,7 +115,7 @@ def train_as_classifier(
     names, labels = torch.unique(torch.as_tensor(base.labels), return_inverse=True)
     classifier = nn.Sequential(network.encoder, nn.Linear(options.embedding, len(names)))
     classifier.to(options.device)
-    steps = len(labels) // options.batch
+    steps = max(1, len(labels) // options.batch)
 
     def batches(epoch: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(options.seed + epoch)
