@@ -1,11 +1,11 @@
 """Few-shot birds: a prototypical network, and where in a query the evidence for each way is.
 
-    python examples/cub_protonet.py --data CUB_200_2011 --epochs 40 --out cub_output
 
-Trains on the base classes (or takes ``--weights``), as a classifier for ``--pretrain`` epochs and
-then on episodes, measures the accuracy on novel classes, fits the bottleneck once on base episodes, and draws one novel episode: every query,
-explained for its own way and for the way that comes next, and every support image. ``--data`` is
-the folder of CUB-200-2011, or an ``.npz`` index with the splits 0 base and 2, 3 novel.
+Trains on base classes (or takes ``--weights``), as a classifier for ``--pretrain`` epochs, then on
+episodes; measures the accuracy on novel classes, fits the bottleneck once on base episodes, and
+draws one novel episode: every query, explained for its own way and for the way that comes next,
+and every support image. ``--data`` is the folder of CUB-200-2011, or an ``.npz`` index with the
+splits 0 base and 2, 3 novel.
 """
 
 from __future__ import annotations
