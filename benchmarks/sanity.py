@@ -49,8 +49,8 @@ def main() -> None:
     images, targets = test[: options.n], labels[: options.n]
     explain = {
         "captum_mi, fit kept": lambda copy: attr.bind(copy).attribute(images, targets),
-        "captum_mi, refine_steps=8, fit kept": lambda copy: attr.bind(copy).attribute(
-            images, targets, refine_steps=8),
+        "captum_mi, refine_steps=9, fit kept": lambda copy: attr.bind(copy).attribute(
+            images, targets, refine_steps=9),
         "captum_mi, weighting='none', fit kept": lambda copy: attr.bind(copy).attribute(
             images, targets, weighting="none"),
         "Integrated Gradients (absolute)": lambda copy: IntegratedGradients(copy).attribute(

@@ -94,7 +94,7 @@ def timed_rows(
     calls = {
         "forward": lambda: model(images),
         "captum_mi, a class": lambda: attr.attribute(images, target),
-        "captum_mi, refined, 6 levels": lambda: attr.attribute(images, target, refine_steps=6),
+        "captum_mi, refined, 9 blocks": lambda: attr.attribute(images, target, refine_steps=9),
         "captum_mi, no target": lambda: attr.attribute(images),
         "captum_mi, all classes": lambda: attr.evidence(images),
     }

@@ -19,6 +19,7 @@ from captum._utils.common import (
     _is_tuple,
 )
 from captum.attr._utils.attribution import InternalAttribution, LayerAttribution
+from captum.attr._utils.common import _format_input_baseline, _validate_input
 from captum.log import log_usage
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -407,6 +408,7 @@ class _BottleneckAttribution(InternalAttribution):
         refine_steps: int,
         unit: Unit,
         weighting: Weighting | None = None,
+        baselines: Any = None,
     ) -> list[Tensor]:
         """Maps ``(N, M, *positions)`` of every site: M is 1, or all classes."""
         fit = self._fitted()
@@ -420,14 +422,16 @@ class _BottleneckAttribution(InternalAttribution):
         device = inputs[0].device
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         factor = per_unit(unit)
+        blanks = _blanks(inputs, baselines) if chosen == "shares" else ()
         results = []
         with self._reading():
             fit.networks.to(device)
             index = None if index is None else index.clone()  # not of an inference mode outside
-            for part, part_args, part_index in chunks(inputs, args, index, internal_batch_size):
+            both = inputs + blanks
+            for part, part_args, part_index in chunks(both, args, index, internal_batch_size):
                 reader = Reader(
-                    passes, fit.networks, readout, part, part_args, estimator, fit.beta2,
-                    refine_steps, refine_shares=chosen == "shares",
+                    passes, fit.networks, readout, part[: len(inputs)], part_args, estimator,
+                    fit.beta2, refine_steps, part[len(inputs) :] or None,
                 )
                 results.append(
                     reader.maps(information, part_index, classes)
@@ -700,11 +704,21 @@ def _weighting(
         )
     if weighting == "shares" and not (refine_steps and structure.has_shares):
         raise ValueError(
-            "weighting='shares' needs a prediction of classes and levels of noise to measure the "
-            f"positions' shares in it at, such as refine_steps=6; got refine_steps={refine_steps}"
+            "weighting='shares' needs a prediction of classes and a number of blocks to remove, "
+            f"such as refine_steps=9; got refine_steps={refine_steps}"
             f"{'' if structure.has_shares else ' and a prediction without classes'}"
         )
     return weighting
+
+
+def _blanks(inputs: tuple[Tensor, ...], baselines: Any) -> tuple[Tensor, ...]:
+    """Baselines, in any of Captum's forms, as tensors of the inputs' shapes."""
+    inputs, formatted = _format_input_baseline(inputs, baselines)
+    _validate_input(inputs, formatted)
+    return tuple(
+        torch.as_tensor(baseline, dtype=x.dtype, device=x.device).expand_as(x)
+        for x, baseline in zip(inputs, formatted)
+    )
 
 
 def _alpha_tensor(alpha: float | Tensor) -> Tensor:
@@ -785,6 +799,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         internal_batch_size: int | None = None,
         weighting: Weighting | None = None,
         refine_steps: int = 0,
+        baselines: Any = None,
         unit: Unit = "nats",
     ) -> Tensor | tuple[Tensor, ...]:
         r"""Maps of the inputs' shape. Deterministic, and independent of the batch.
@@ -807,13 +822,18 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
                 (:func:`captum_mi.posterior.position_posterior`); the positive total, and
                 evidence against the class, stay. ``"shares"`` weights that with the position's
                 share in the decision, what it loses there as noise grows
-                (:mod:`captum_mi.shares`), measured at ``refine_steps`` levels of noise.
+                (:mod:`captum_mi.shares`), and adds what it loses without a block of the input,
+                for ``refine_steps`` blocks (:mod:`captum_mi.ablation`).
                 ``"none"`` leaves the log ratio at each position as it is. Default, for the
                 variational evidence of a class, ``"posterior"``, and with ``refine_steps``
                 ``"shares"``; else ``"none"``.
-            refine_steps: steps of per-sample refinement. For shares, levels of noise at which
-                they are measured; else Adam steps on alpha, from what was inferred. Each costs a
-                pass and a backward pass through the layers above the first bottleneck.
+            refine_steps: steps of per-sample refinement. For shares, blocks that the input is
+                divided into and loses one at a time: a forward pass each, at most so many, and
+                two passes with a backward pass for the shares; 9 is a good number. Else Adam
+                steps on alpha, from what was inferred, a pass and a backward pass each through
+                the layers above the first bottleneck.
+            baselines: what takes the place of a block while shares are measured, in any of
+                Captum's forms. Default: 0, the mean of normalised images.
             unit: ``"nats"`` or ``"bits"``.
 
         Returns:
@@ -830,7 +850,7 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         maps = self._maps(
             formatted, additional_forward_args, index, information=information,
             estimator=estimator, internal_batch_size=internal_batch_size, weighting=weighting,
-            refine_steps=refine_steps, unit=unit,
+            refine_steps=refine_steps, baselines=baselines, unit=unit,
         )
         axes = self._fitted().structure.position_axes
         mapped = find_map_input(formatted, axes, self.design.map_input)
@@ -897,6 +917,7 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
         internal_batch_size: int | None = None,
         weighting: Weighting | None = None,
         refine_steps: int = 0,
+        baselines: Any = None,
         unit: Unit = "nats",
     ) -> Any:
         """Maps per position, in nats; arguments as for the input-shaped class.
@@ -910,7 +931,7 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
             self._maps(
                 formatted, additional_forward_args, index, information=information,
                 estimator=estimator, internal_batch_size=internal_batch_size,
-                weighting=weighting, refine_steps=refine_steps, unit=unit,
+                weighting=weighting, refine_steps=refine_steps, baselines=baselines, unit=unit,
             )
         )
 

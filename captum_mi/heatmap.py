@@ -12,7 +12,9 @@ from torch import Tensor
 from captum_mi.grid import finest, n_positions, resize
 from captum_mi.sites import ChannelAxis, channels_are_last
 
-__all__ = ["Unit", "combine", "find_map_input", "per_unit", "to_input", "zeros_for"]
+__all__ = [
+    "Unit", "combine", "find_map_input", "first_spatial_axis", "per_unit", "to_input", "zeros_for",
+]
 
 Unit = Literal["nats", "bits"]
 
@@ -52,13 +54,23 @@ def to_input(
         channel_axis: see :func:`captum_mi.sites.channels_are_last`.
     """
     grid = finest([tuple(one.shape[2:]) for one in maps])
-    if like.dim() == len(grid) + 2 and channels_are_last(grid, tuple(like.shape), channel_axis):
+    if like.dim() == len(grid) + 2 and first_spatial_axis(like, grid, channel_axis) == 1:
         return to_input(maps, like.movedim(-1, 1), "first").movedim(1, -1).contiguous()
     channels, spatial = _channels_and_grid(like, len(grid))
     density = combine(maps, spatial) * (n_positions(grid) / n_positions(spatial) / channels)
     shaped = density.expand(-1, channels, *spatial) if like.dim() > len(spatial) + 1 else density
     dtype = like.dtype if like.is_floating_point() else density.dtype
     return shaped.reshape(like.shape).to(dtype).contiguous()
+
+
+def first_spatial_axis(
+    like: Tensor, grid: Sequence[int], channel_axis: ChannelAxis | None
+) -> int:
+    """Where the axes begin that maps of a grid belong to, in an input: 2, or 1 if no channels
+    come before them."""
+    if like.dim() < len(grid) + 2:
+        return 1
+    return 1 if channels_are_last(tuple(grid), tuple(like.shape), channel_axis) else 2
 
 
 def _channels_and_grid(like: Tensor, axes: int) -> tuple[int, tuple[int, ...]]:

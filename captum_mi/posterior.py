@@ -13,6 +13,8 @@ from captum_mi.grid import n_positions, resize
 __all__ = ["capacity_prior", "position_posterior", "spread"]
 
 _NOWHERE = 0.2  # probability that no one position shows the class
+_OF_LOSSES = 0.5  # weight of the losses of many blocks, to 1 of posterior times share
+_UNFELT = 0.5  # losses of so many nats in all count half
 
 
 def capacity_prior(alpha_logit: Tensor) -> Tensor:
@@ -52,7 +54,9 @@ def position_posterior(evidence: Sequence[Tensor], prior: Tensor) -> Tensor:
     return score.flatten(1).softmax(1).view_as(score)
 
 
-def spread(maps: Tensor, posterior: Tensor, shares: Tensor | None = None) -> Tensor:
+def spread(
+    maps: Tensor, posterior: Tensor, shares: Tensor | None = None, losses: Tensor | None = None
+) -> Tensor:
     r"""Each position's share of the expected evidence; evidence against the class stays.
 
     The evidence found at the position that shows the class is expected to be
@@ -65,10 +69,16 @@ def spread(maps: Tensor, posterior: Tensor, shares: Tensor | None = None) -> Ten
     the shares comes one nat that lies as the evidence does, so that nothing hangs on shares of
     next to nothing.
 
+    The losses of blocks, signed, are added to what was divided so, each scaled to the same sum of
+    magnitudes and then half the losses: an even share in the decision is told by the one, and
+    which blocks it needs, and which ones harm, by the other. Of the result the sum of magnitudes
+    is the positive total.
+
     Args:
         maps: evidence for a class, ``(N, 1, *positions)``.
         posterior: ``(N, 1, *grid)``, of any scale.
         shares: ``(N, 1, *grid)``, in nats.
+        losses: ``(N, 1, *blocks)``, in nats.
 
     Returns:
         Tensor of the shape of ``maps``.
@@ -90,7 +100,13 @@ def spread(maps: Tensor, posterior: Tensor, shares: Tensor | None = None) -> Ten
     if shares is not None:
         told = told + _resized(shares.double(), positions).clamp_min(0)
     parts = weight * told
-    moved = parts * (total / _at_least(_over_positions(parts)))
+    parts = parts / _at_least(_over_positions(parts))
+    if losses is not None:
+        felt = _resized(losses.double(), positions)
+        scale = _OF_LOSSES * (1 - 1 / n_positions(losses.shape[2:]))  # one block tells nothing
+        parts = parts + scale * felt / (_over_positions(felt.abs()) + _UNFELT)
+        parts = parts / _at_least(_over_positions(parts.abs()))
+    moved = parts * total
     return moved.to(maps.dtype) + maps.clamp_max(0)
 
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_mi.ablation import block_losses
 from captum_mi.batches import all_finite
 from captum_mi.bottleneck import inject_noise
 from captum_mi.grid import on_grid
-from captum_mi.heatmap import combine
+from captum_mi.heatmap import combine, find_map_input, first_spatial_axis
 from captum_mi.hooks import LayerOutput
 from captum_mi.networks import Networks
 from captum_mi.passes import Pass, Passes
@@ -52,8 +53,8 @@ class Reader:
         args: additional forward arguments of the batch.
         estimator: heads or critics.
         beta2: multiplier for refinement.
-        refine_steps: steps of per-sample refinement, of alpha or, if they are read, of shares.
-        refine_shares: that refinement is of shares.
+        refine_steps: steps of per-sample refinement of alpha, or blocks to remove.
+        baselines: what is put in place of a block, for each input; ``None`` to refine alpha.
     """
 
     def __init__(
@@ -66,14 +67,14 @@ class Reader:
         estimator: Estimator,
         beta2: float,
         refine_steps: int = 0,
-        refine_shares: bool = False,
+        baselines: tuple[Tensor, ...] | None = None,
     ) -> None:
         self.passes, self.networks, self.readout = passes, networks, readout
         self.inputs, self.args, self.estimator = inputs, args, estimator
         self.beta2, self.refine_steps = beta2, refine_steps
-        self.refine_shares = refine_shares
+        self.baselines = baselines
         self._parameters: dict[tuple[int, bool], Tensor] = {}
-        self._measured: Tensor | None = None
+        self._measured: tuple[Tensor, Tensor] | None = None
         self.z = networks.standardise(self._layers())
         for site, features in self.z.items():
             if not all_finite(features):
@@ -94,7 +95,7 @@ class Reader:
     @cached_property
     def logits(self) -> dict[Site, Tensor]:
         """Logit of alpha for each site, inferred and possibly refined."""
-        if not self.refine_steps or self.refine_shares:
+        if not self.refine_steps or self.baselines is not None:
             return self.networks.alpha_logits(self.z)
         refined = refine_alpha(
             self.passes, self.networks, self.inputs, self.args, self.first, self.z,
@@ -125,8 +126,7 @@ class Reader:
         Args:
             information: which of the three.
             index: classes ``(N, S)``.
-            weighting: ``"posterior"``, or ``"shares"`` times posterior, measured at
-                ``refine_steps`` levels of noise.
+            weighting: ``"posterior"``, or ``"shares"`` times posterior and losses of blocks.
             joined: first combine the layers, into one map on the finest grid.
         """
         if information == "redundant":
@@ -138,8 +138,8 @@ class Reader:
         posterior = position_posterior(evidence, self._prior(information))
         if joined:
             maps = [combine(maps, posterior.shape[2:])]
-        shares = self._shares(index) if weighting == "shares" else None
-        return [spread(one, posterior, shares) for one in maps]
+        measured = self._shares_and_losses(index) if weighting == "shares" else ()
+        return [spread(one, posterior, *measured) for one in maps]
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:
         """Evidence for a class at the sites that have a head alone."""
@@ -156,15 +156,34 @@ class Reader:
             return torch.ones_like(self.z[site][:, :1])
         return capacity_prior(self.logits[site])
 
-    def _shares(self, index: Tensor) -> Tensor:
-        """Shares of the positions in log p(index), ``(N, 1, *positions)``, measured once."""
+    def _shares_and_losses(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What a decision loses to noise at each position, and with each block; measured once."""
         if self._measured is None:
             decision = Decision(
                 self.passes, self.networks, self.readout.classes(self.first.prediction),
                 self.inputs, self.args, self.z, index, self.first.before,
             )
-            self._measured = decision.shares(self.refine_steps)
+            self._measured = decision.shares(), self._losses(decision)
         return self._measured
+
+    def _losses(self, decision: Decision) -> Tensor:
+        """Losses of the blocks of the input that the map belongs to, ``(N, 1, *blocks)``."""
+        assert self.baselines is not None
+        design, grid = self.networks.design, self.networks.positions(self.z)
+        mapped = find_map_input(self.inputs, len(grid), design.map_input)
+        x = self.inputs[mapped]
+
+        def log_probability(without: Tensor) -> Tensor:
+            inputs = (*self.inputs[:mapped], without, *self.inputs[mapped + 1 :])
+            prediction = self.passes.first(inputs, self.args).prediction
+            return decision.classes.log_probability(prediction, decision.index)
+
+        whole = decision.classes.log_probability(self.first.prediction, decision.index)
+        first_axis = first_spatial_axis(x, grid, design.channel_axis)
+        return block_losses(
+            log_probability, whole, x, self.baselines[mapped], self.refine_steps, first_axis,
+            len(grid),
+        )
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool

@@ -8,11 +8,13 @@ The share of position j in class c, in nats, is
 where alpha, the same at all positions, grows from no noise to noise alone. Over the positions it
 adds up to :math:`\log p(c \mid x) - \mathbb{E} \log p(c \mid \text{noise})`: these are
 integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365), the shares of
-Aumann and Shapley, through the bottleneck instead of the input.
+Aumann and Shapley, through the bottleneck instead of the input. Maps are weighted by the mean of
+the slopes at two levels of noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +28,10 @@ from captum_mi.refinement import shared_noise
 from captum_mi.replay import Replay
 from captum_mi.sites import Site
 
-__all__ = ["Decision"]
+__all__ = ["LEVELS", "Decision"]
+
+#: Where slopes are measured: a decision is hardly left at higher levels, and slopes are noise.
+LEVELS = (0.25, 0.5)
 
 _EDGE = 1e-3  # levels of noise keep away from 0 and 1
 
@@ -55,8 +60,8 @@ class Decision:
     index: Tensor
     before: Replay = field(default_factory=Replay)
 
-    def shares(self, levels: int) -> Tensor:
-        """Shares of the positions, measured at evenly spaced levels of noise.
+    def shares(self, levels: Sequence[float] = LEVELS) -> Tensor:
+        """Shares of the positions: their mean slope over levels of noise.
 
         The draw of noise at each level serves all examples, so that an example's shares depend
         neither on its batch nor on the call.
@@ -65,9 +70,9 @@ class Decision:
             ``(N, 1, *positions)`` on the finest grid, in nats.
         """
         slopes = []
-        for i in range(levels):
+        for i, level in enumerate(levels):
             noise = shared_noise({site: self.z[site] for site in self.networks.noised_sites}, i)
-            slopes.append(self.slope_at((i + 0.5) / levels, noise))
+            slopes.append(self.slope_at(level, noise))
         return torch.stack(slopes).mean(0)
 
     def slope_at(self, level: float, noise: dict[Site, Tensor]) -> Tensor:
