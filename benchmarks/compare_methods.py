@@ -40,7 +40,7 @@ Result = dict[str, Any]
 Fits = Callable[[], list[InfoBottleneckAttribution]]
 
 #: Options that leave peers as they are.
-_OF_OURS = ("layers", "steps", "refits", "fits", "refine_steps")
+_OF_OURS = ("layers", "steps", "refits", "fits")
 
 
 def parse() -> argparse.Namespace:
@@ -185,7 +185,7 @@ def finished(
     """A method's results, one for each reduction; loaded where they were kept."""
     folder = options.parts or Path(f"{options.out}_parts")
     path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
-    ignored = ["methods", "pictures", "out", "parts", "metrics"]
+    ignored = ["methods", "pictures", "out", "parts", "metrics", "refine_steps"]  # in its name
     ignored += [] if name.startswith(OURS) else _OF_OURS
     settings = {key: str(value) for key, value in vars(options).items() if key not in ignored}
     settings["metrics"] = " ".join(metrics)
