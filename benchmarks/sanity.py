@@ -76,7 +76,7 @@ def main() -> None:
         f"Structural similarity with the maps of the trained network, {len(images)} images, mean "
         "± standard error, while parameters are randomised from the top down, each column on top "
         "of those to its left. The heads read layer2, layer3 and layer4, so that a random fc "
-        "alone changes only maps refined. Leak of the mask, over "
+        "alone changes only refined maps. Leak of the mask, over "
         f"{len(leak.nats)} images: {mean_and_error(leak.nats)} nats; mask's own class predicted "
         f"{mean_and_error(leak.found)}, with another mask {mean_and_error(leak.chance)}.\n\n"
         + provenance(model=options.model if options.data else "DigitResNet",
