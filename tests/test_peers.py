@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from captum.attr import GuidedGradCam
 from evaluation import mosaics
-from peers.captum_methods import without_shared_modules
+from peers.captum_methods import methods, without_shared_modules
 from peers.fastshap import FastSHAP, masked, shapley_sets
 from peers.iba import PerSampleIBA
 from peers.method import reduced
@@ -18,6 +22,7 @@ from photographs import Photographs, load, load_model
 from PIL import Image
 from torch import nn
 from torchvision.datasets import STL10
+from torchvision.models.resnet import BasicBlock
 
 
 def small_network(classes=3):
@@ -218,3 +223,29 @@ def test_mosaics_show_the_target_in_their_cell():
         row, column = divmod(int(cell), 2)
         assert (grid[target, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] == 1).all()
         assert grid[target].sum() == 64
+
+
+def test_guided_grad_cam_of_a_residual_network_is_captums():
+    """Blocks that the traced copy takes apart, and a ReLU that each of them uses twice."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    x, target = torch.randn(2, 3, 64, 64), torch.tensor([1, 4])
+    ours = methods(model, "layer4", 0)["Guided Grad-CAM"].explain(x, target)
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    for block in twin.modules():
+        if isinstance(block, BasicBlock):
+            first, second = copy.deepcopy(block.relu), copy.deepcopy(block.relu)
+            block.relu, block.second = first, second
+            block.forward = functools.partial(unshared, block)
+    truth = GuidedGradCam(twin, twin.layer4).attribute(x, target)
+    assert truth.abs().max() > 0
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5 * float(truth.detach().abs().max()))
+
+
+def unshared(block, x):
+    """A residual block's pass with a ReLU for each use."""
+    out = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+    return block.second(out + (x if block.downsample is None else block.downsample(x)))

@@ -233,10 +233,10 @@ def test_novel_digits_are_in_no_base_split(tmp_path):
 
 def test_choices(tmp_path):
     run("benchmarks/choices.py", "--train", 64, "--epochs", 1, "--steps", 1, "--n", 4, "--mosaics",
-        0, "--rows", "tiles erased", "shares measured at 4", "--out", tmp_path / "choices")
+        0, "--rows", "tiles erased", "refined by 9", "--out", tmp_path / "choices")
     lines = (tmp_path / "choices.csv").read_text().splitlines()
     assert [line.split(",")[0].strip('"') for line in lines[2:]] == [
-        "tiles erased at random", "shares measured at 4 levels of noise"]
+        "tiles erased at random", "refined by 9 blocks"]
 
 
 def test_read_outs(photographs):

@@ -11,7 +11,7 @@ from captum.attr import (
     DeepLift,
     FeatureAblation,
     GradientShap,
-    GuidedGradCam,
+    GuidedBackprop,
     InputXGradient,
     IntegratedGradients,
     LayerAttribution,
@@ -39,7 +39,7 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
     integrated, occlusion = IntegratedGradients(model), Occlusion(model)
     smooth, shap = NoiseTunnel(Saliency(model)), GradientShap(model)
     ablation, grad_cam = FeatureAblation(model), LayerGradCam(model, model.get_submodule(deepest))
-    guided = GuidedGradCam(separate, separate.get_submodule(deepest))
+    backprop = GuidedBackprop(separate)
 
     def smoothgrad(x: Tensor, t: Tensor) -> Tensor:
         torch.manual_seed(seed)
@@ -53,6 +53,11 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
         coarse = grad_cam.attribute(x, t, relu_attributions=True)
         fine = LayerAttribution.interpolate(coarse, x.shape[2:], "bilinear")
         return fine.expand_as(x) / x.shape[1]
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        # As Captum's own class, whose one model would have to call the layer and share no ReLU.
+        coarse = grad_cam.attribute(x, t, relu_attributions=True)
+        return LayerAttribution.interpolate(coarse, x.shape[2:]) * backprop.attribute(x, t)
 
     def tiles(x: Tensor, t: Tensor) -> Tensor:
         return ablation.attribute(x, target=t, feature_mask=_tile_numbers(x))
@@ -72,7 +77,7 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
                                              perturbations_per_eval=4)),
         "Feature Ablation 8x8": Method(tiles),
         "Grad-CAM": Method(cam, ("positive",)),
-        "Guided Grad-CAM": Method(lambda x, t: guided.attribute(x, t), ("positive",)),
+        "Guided Grad-CAM": Method(guided, ("positive",)),
     }
 
 
