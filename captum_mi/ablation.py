@@ -9,6 +9,7 @@ https://arxiv.org/abs/1311.2901) by a few blocks that do not overlap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
@@ -28,12 +29,9 @@ def block_counts(n: int, sizes: Sequence[int]) -> tuple[int, ...]:
     """
     counts: list[int] = []
     for axis, size in enumerate(sizes):
-        side = 1.0
-        for length in sizes[axis:]:
-            side *= length
-        side = (side / n) ** (1 / len(sizes[axis:]))  # of a cube, were they cubes
-        last = axis == len(sizes) - 1
-        count = min(size, n, n if last else max(1, round(size / side)))
+        rest = sizes[axis:]
+        side = (math.prod(rest) / n) ** (1 / len(rest))  # of a cube, were they cubes
+        count = min(size, n, max(1, round(size / side)))
         counts.append(count)
         n //= count
     return tuple(counts)

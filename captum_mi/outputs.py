@@ -145,6 +145,7 @@ class CategoricalOutput(Output):
         return -(y * self.log_marginal).sum(-1)
 
     def kl(self, parameters: Tensor) -> Tensor:
+        # categorical_kl would take log r off again, and with it the digits of small values.
         centred, normaliser = self._normalised(parameters)
         mean = (centred.exp() * centred) @ self.log_marginal.exp()
         return (mean * (-normaliser).exp() - normaliser).clamp_min(0)

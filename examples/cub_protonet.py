@@ -1,5 +1,6 @@
 """Few-shot birds: a prototypical network, and where in a query the evidence for each way is.
 
+    python examples/cub_protonet.py --data CUB_200_2011 --out cub_output
 
 Trains on base classes (or takes ``--weights``), as a classifier for ``--pretrain`` epochs, then on
 episodes; measures the accuracy on novel classes, fits the bottleneck once on base episodes, and
