@@ -28,7 +28,7 @@ from torch.optim.swa_utils import update_bn
 from captum_mi.datasets import View
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from training import train
+from training import shuffled, train
 
 VIEW = View(96, (0.133,) * 3, (0.243,) * 3, antialias=False)
 
@@ -63,9 +63,7 @@ def main() -> None:
 def train_classifier(model: nn.Module, data: Photographs, options: argparse.Namespace) -> None:
     """Cross-entropy."""
     def batches(epoch: int) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(options.seed + epoch)
-        order = torch.randperm(len(data.images), generator=generator)
-        return iter(order[: steps * options.batch].split(options.batch))
+        return shuffled(len(data.images), options.batch, options.seed + epoch)
 
     def loss(rows: Tensor) -> Tensor:
         return F.cross_entropy(model(data.images[rows]), data.labels[rows])

@@ -21,7 +21,7 @@ import torchvision
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
-from training import train
+from training import shuffled, train
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import CUB200, IndexedPhotographs, View
@@ -119,9 +119,7 @@ def train_as_classifier(
     steps = max(1, len(labels) // options.batch)
 
     def batches(epoch: int) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(options.seed + epoch)
-        order = torch.randperm(len(labels), generator=generator)
-        return iter(order[: steps * options.batch].split(options.batch))
+        return shuffled(len(labels), options.batch, options.seed + epoch)
 
     def loss(rows: Tensor) -> Tensor:
         images = flipped(images_of(base, rows.tolist()).to(options.device))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+
+def shuffled(n: int, batch: int, seed: int) -> Iterator[Tensor]:
+    """Whole batches of n row numbers in a seeded order; one of all if they are fewer."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return iter(order[: max(1, n // batch) * batch].split(batch))
 
 
 def train(
