@@ -39,6 +39,8 @@ Registry = dict[str, Method | list[Method]]
 Result = dict[str, Any]
 Fits = Callable[[], list[InfoBottleneckAttribution]]
 
+_COLOURED = 7  # rows of others in the figure of curves
+
 #: Options that leave peers as they are.
 _OF_OURS = ("layers", "steps", "refits", "fits")
 
@@ -310,30 +312,42 @@ def paired(
     print(write_table(stem, title, ["against", *metrics], rows, note))
 
 
+def ranked(results: dict[str, Result]) -> list[str]:
+    """Rows by degradation, the most faithful first."""
+    areas = {name: float(row["values"]["degradation"].mean()) for name, row in results.items()}
+    return sorted(areas, key=lambda name: -areas[name])
+
+
 def figure_of_curves(results: dict[str, Result]) -> Figure:
-    """Mean MoRF and LeRF curves of every row."""
+    """Mean MoRF and LeRF curves: ours and the best of the others in colour, the rest in grey."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     titles = ("most relevant tiles first", "least relevant tiles first")
+    order = ranked(results)
+    mine = [name for name in order if name.startswith(OURS)]
+    peers = [name for name in order if name not in mine]
+    styles = {name: {"color": "0.85", "lw": 0.8} for name in peers}
+    for i, name in enumerate(mine + peers[:_COLOURED]):
+        styles[name] = {"color": f"C{i}", "lw": 2 if name in mine else 1, "label": name}
     for i, (axis, title) in enumerate(zip(axes, titles)):
-        for j, (name, result) in enumerate(results.items()):
-            style = "-" if name.startswith(OURS) else ("--", ":", "-.")[j // 10 % 3]
-            axis.plot(100 * result["curves"][2], result["curves"][i], style, lw=1.2, label=name)
+        for name in reversed(order):  # the most faithful above the others
+            curves = results[name]["curves"]
+            axis.plot(100 * curves[2], curves[i], **styles[name])
         axis.set(title=title, xlabel="8x8 tiles removed, %")
     axes[0].set_ylabel("probability of the target")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=6, frameon=False,
-                  loc="outside right")
+    named = axes[0].get_legend_handles_labels()
+    figure.legend(*(part[::-1] for part in named), fontsize=7, frameon=False, loc="outside right",
+                  title="by degradation; other rows grey", title_fontsize=7)
     return figure
 
 
 def figure_of_cost(results: dict[str, Result]) -> Figure:
     """Faithfulness against cost; names stand beside the axes in the order of faithfulness."""
-    areas = {name: result["values"]["degradation"] for name, result in results.items()}
-    order = sorted(areas, key=lambda name: float(areas[name].mean()))
+    order = ranked(results)[::-1]
     figure = Figure(figsize=(9, max(4.0, 1 + 0.2 * len(order))), layout="constrained")
     axis = figure.subplots()
     for i, name in enumerate(order):
-        cost, area = results[name]["passes"], areas[name]
+        cost, area = results[name]["passes"], results[name]["values"]["degradation"]
         colour = "C3" if name.startswith(OURS) else "C0"
         error = float(area.std()) / len(area) ** 0.5
         axis.errorbar(cost, float(area.mean()), error, fmt="o", color=colour, ms=4)
