@@ -3,17 +3,20 @@
     python benchmarks/read_outs.py --data photographs.npz --weights resnet18.pt --fits fits \
         --out benchmarks/results/read_outs
 
-A controlled experiment: the fit stays, only what is read off it changes. Writes ``OUT.csv`` and
-``OUT.md``.
+A controlled experiment: the fit stays, only what is read off it changes. The last rows ask where
+Occlusion differs: in what it finds for the class, or in what it finds against it? Writes
+``OUT.csv`` and ``OUT.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from captum.attr import Occlusion
 from compare_methods import fitted
 from evaluation import Evaluation, Heat, evaluation_set, mosaics
 from peers.method import per_channel
@@ -29,6 +32,7 @@ from captum_mi.heatmap import combine, to_input
 from captum_mi.hooks import LayerOutput, capture_only
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 
+_AGAINST = 0.5  # weight of what speaks against a class, to 1 of what speaks for it
 METRICS = ("degradation", "EHR", "box", "pointing", "GridPG")
 
 
@@ -44,6 +48,7 @@ class Parts:
     """
 
     def __init__(self, attr: InfoBottleneckAttribution, images: Tensor, target: Tensor) -> None:
+        self.model, self.images, self.target = attr.model, images, target
         networks, output = attr.networks, attr.networks.output
         z = networks.standardise(_layers(attr, images))
         logits = networks.alpha_logits(z)
@@ -63,6 +68,13 @@ class Parts:
         self.alpha_logit = networks.alpha_map(z)
         self.default = attr.attribute(images, target).sum(1, keepdim=True)
 
+    @cached_property
+    def occlusion(self) -> Tensor:
+        """Occlusion, as in the comparison, at the input's resolution."""
+        return Occlusion(self.model).attribute(
+            self.images, (3, 16, 16), (3, 8, 8), target=self.target, perturbations_per_eval=4,
+        ).sum(1, keepdim=True)
+
 
 def _layers(attr: InfoBottleneckAttribution, images: Tensor) -> dict[str, LayerOutput]:
     names = list(dict.fromkeys(site.layer for site in attr.networks.all_sites))
@@ -72,6 +84,17 @@ def _layers(attr: InfoBottleneckAttribution, images: Tensor) -> dict[str, LayerO
 def times(maps: list[Tensor], weight: Tensor) -> list[Tensor]:
     """Maps weighted at every position."""
     return [one * resize(weight, one.shape[2:]) for one in maps]
+
+
+def put_together(favour: Tensor, against: Tensor) -> list[Tensor]:
+    """What one map finds for the class, and what another finds against it."""
+    positive, negative = favour.clamp_min(0), against.clamp_max(0)
+    return [positive / _sizes(positive) + _AGAINST * negative / _sizes(negative)]
+
+
+def _sizes(maps: Tensor) -> Tensor:
+    tiny = torch.finfo(maps.dtype).tiny
+    return maps.abs().sum((1, 2, 3), keepdim=True).clamp_min(tiny)
 
 
 def by_posterior(parts: Parts, witnesses: list[Tensor], prior: Tensor) -> list[Tensor]:
@@ -106,21 +129,25 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
                     p.alpha_logit.shape[2:])
             + combine(times(p.general[: len(p.sufficient)], keep(p.alpha_logit)),
                       p.alpha_logit.shape[2:])],
+        "default, for the class alone": lambda p: [p.default.clamp_min(0)],
+        "Occlusion": lambda p: [p.occlusion],
+        "Occlusion, for the class alone": lambda p: [p.occlusion.clamp_min(0)],
+        "default for, Occlusion against": lambda p: put_together(p.default, p.occlusion),
+        "Occlusion for, default against": lambda p: put_together(p.occlusion, p.default),
     }
 
 
 @torch.no_grad()
-def heat_of(
-    attr: InfoBottleneckAttribution, read: Callable[[Parts], list[Tensor]], images: Tensor,
-    target: Tensor,
-) -> Tensor:
+def parts_of(attr: InfoBottleneckAttribution, images: Tensor, target: Tensor) -> list[Parts]:
+    """What a fit says about images, batch by batch."""
+    return [Parts(attr, x, t) for x, t in zip(images.split(50), target.split(50)) if len(x)]
+
+
+@torch.no_grad()
+def heat_of(parts: list[Parts], read: Callable[[Parts], list[Tensor]], images: Tensor) -> Tensor:
     """Heat of the images' shape."""
-    if not len(images):
-        return images
-    parts = []
-    for x, t in zip(images.split(50), target.split(50)):
-        parts.append(per_channel(to_input(read(Parts(attr, x, t)), x).sum(1), x))
-    return torch.cat(parts)
+    heat = [per_channel(to_input(read(p), p.images).sum(1), p.images) for p in parts]
+    return torch.cat(heat) if heat else images
 
 
 def main() -> None:
@@ -152,17 +179,17 @@ def main() -> None:
     train = load(options.data, "train", options.train, options.seed, view)
     attr = fitted(model, train, options, options.seed)
     metrics = [metric for metric in METRICS if metric in evaluation.possible()]
+    photos, grids = evaluation.photos, evaluation.grids
+    parts = parts_of(attr, photos.images, photos.labels)
+    of_grids = parts_of(attr, grids.images, grids.targets)
     rows = []
     for name, read in tqdm(read_outs().items(), desc="read-outs"):
-        heat = Heat(
-            heat_of(attr, read, evaluation.photos.images, evaluation.photos.labels),
-            heat_of(attr, read, evaluation.grids.images, evaluation.grids.targets),
-        )
+        heat = Heat(heat_of(parts, read, photos.images), heat_of(of_grids, read, grids.images))
         rows.append([name, *(mean_and_error(evaluation.measure(m, heat)) for m in metrics)])
         print(*rows[-1], sep="  ", flush=True)
     note = (
-        f"{len(evaluation.photos.images)} correctly classified validation images, those that "
-        f"settings were chosen on; mean ± standard error.\n\n"
+        f"{len(photos.images)} correctly classified validation images, those that settings were "
+        "chosen on; mean ± standard error.\n\n"
         + provenance(model=options.model, layers="+".join(attr.layers), seed=options.seed)
     )
     title = f"Read-outs of one fit, {options.model}"
