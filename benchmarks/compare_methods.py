@@ -4,9 +4,10 @@
         --model resnet18 --out benchmarks/results/resnet18
 
 Fits captum_mi on training images (or loads the fits in ``--fits``), explains validation images
-with every method, and writes ``OUT.csv``, ``OUT.md``, ``OUT_paired.csv``, ``OUT_paired.md``,
-``OUT_curves.png``, ``OUT_cost.png`` and ``OUT_history.png``; with ``--pictures DIR`` also a grid
-of maps on photographs. What is finished is kept, method by method, in ``--parts``.
+with every method, and writes ``OUT``, ``OUT_paired`` and, of refined maps, ``OUT_paired_refined``,
+``.csv`` and ``.md``, ``OUT_curves.png``, ``OUT_cost.png`` and ``OUT_history.png``; with
+``--pictures DIR`` also a grid of maps on photographs. What is finished is kept, method by method,
+in ``--parts``.
 """
 
 from __future__ import annotations
@@ -264,9 +265,10 @@ def write(
     header = ["method (reduction)", *metrics, "ms/image", "forward passes"]
     rows = [cells(name, result, metrics) for name, result in results.items()]
     print(write_table(out, f"Photographs, {options.model}", header, rows, note))
-    default = f"{OURS} (signed)"
-    if default in results:
-        paired(results, default, metrics, note, options)
+    refined = f"{OURS}, refine_steps={options.refine_steps} (signed)"
+    for row, suffix in ((f"{OURS} (signed)", "paired"), (refined, "paired_refined")):
+        if row in results:
+            paired(results, row, suffix, metrics, note, options)
     if fits:
         fits[0].history.plot().savefig(f"{out}_history.png", dpi=110)
     if "degradation" in metrics:
@@ -294,21 +296,21 @@ def origin(fits: list[InfoBottleneckAttribution], options: argparse.Namespace) -
 
 
 def paired(
-    results: dict[str, Result], default: str, metrics: list[str], note: str,
+    results: dict[str, Result], ours: str, suffix: str, metrics: list[str], note: str,
     options: argparse.Namespace,
 ) -> None:
-    """Differences of the default from every other row, image by image."""
+    """Differences of a row of ours from every other row, image by image."""
     rows = [
-        [name, *(mean_and_error(results[default]["values"][metric] - result["values"][metric])
+        [name, *(mean_and_error(results[ours]["values"][metric] - result["values"][metric])
                  for metric in metrics)]
-        for name, result in results.items() if name != default
+        for name, result in results.items() if name != ours
     ]
-    spread = results[default]["per_fit"]
+    spread = results[ours]["per_fit"]
     if options.refits > 1:
         rows.append(["standard deviation over fits",
                      *(f"{spread[metric].std():.3f}" for metric in metrics)])
-    stem = options.out.with_name(f"{options.out.name}_paired")
-    title = f"{default} minus each other row, {options.model}"
+    stem = options.out.with_name(f"{options.out.name}_{suffix}")
+    title = f"{ours} minus each other row, {options.model}"
     print(write_table(stem, title, ["against", *metrics], rows, note))
 
 

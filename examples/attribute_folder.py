@@ -57,20 +57,23 @@ class Folder(Dataset[tuple[Tensor, int]]):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder, searched recursively")
     parser.add_argument("--model", default="resnet50", help="torchvision name")
     parser.add_argument("--weights", help="state_dict, or a name of torchvision's weights enum")
-    parser.add_argument("--classes", type=int, default=1000, help="of a state_dict")
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--classes", type=int, default=1000,
+                        help="outputs of a state_dict's network")
+    parser.add_argument("--size", type=int, default=224, help="height and width of inputs")
     parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=700, help="of the fit")
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--shard", type=int, default=1024, help="images in a file of maps")
-    parser.add_argument("--target", type=int, help="class; default: the predicted one")
-    parser.add_argument("--overlays", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("maps"))
+    parser.add_argument("--target", type=int, help="class to explain; without, the predicted one")
+    parser.add_argument("--overlays", action="store_true", help="also write a PNG per image")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--out", type=Path, default=Path("maps"), help="folder of results")
     options = parser.parse_args()
     rank, world = join_processes()
     options.out.mkdir(parents=True, exist_ok=True)

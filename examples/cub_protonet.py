@@ -44,31 +44,43 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--encoder", default="resnet50", help="torchvision name, with an fc")
     parser.add_argument("--weights", type=Path, help="state_dict of the encoder: no training")
     parser.add_argument("--size", type=int, default=84, help="height and width of inputs")
-    parser.add_argument("--mean", type=float, nargs=3, default=(0.485, 0.456, 0.406))
-    parser.add_argument("--std", type=float, nargs=3, default=(0.229, 0.224, 0.225))
-    parser.add_argument("--embedding", type=int, default=64)
-    parser.add_argument("--distance", default="euclidean", choices=("euclidean", "cosine"))
-    parser.add_argument("--temperature", type=float, default=8.0)
-    parser.add_argument("--layers", nargs="+", default=["encoder.layer2", "encoder.layer3"])
-    parser.add_argument("--ways", type=int, default=5)
-    parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--queries", type=int, default=12)
-    parser.add_argument("--episodes", type=int, default=600, help="for the accuracy")
+    parser.add_argument("--mean", type=float, nargs=3, default=(0.485, 0.456, 0.406),
+                        help="of each colour, of pixels in [0, 1]")
+    parser.add_argument("--std", type=float, nargs=3, default=(0.229, 0.224, 0.225),
+                        help="of each colour")
+    parser.add_argument("--embedding", type=int, default=64, help="outputs of the encoder")
+    parser.add_argument("--distance", default="euclidean", choices=("euclidean", "cosine"),
+                        help="between embeddings and prototypes")
+    parser.add_argument("--temperature", type=float, default=8.0,
+                        help="divides the closeness to prototypes")
+    parser.add_argument("--layers", nargs="+", default=["encoder.layer2", "encoder.layer3"],
+                        help="where noise is injected and information is read")
+    parser.add_argument("--ways", type=int, default=5, help="classes in an episode")
+    parser.add_argument("--shots", type=int, default=1, help="supports of each class")
+    parser.add_argument("--queries", type=int, default=12, help="queries of each class")
+    parser.add_argument("--episodes", type=int, default=600,
+                        help="that the accuracy is measured on")
     parser.add_argument("--steps", type=int, default=700, help="of the fit, an episode each")
     parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="where everything runs")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     return parser
 
 
 def main() -> None:
-    parser = arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    parser = arguments(argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     parser.add_argument("--pretrain", type=int, default=20,
                         help="epochs as a classifier of the base classes, without --weights")
-    parser.add_argument("--epochs", type=int, default=20, help="of episodes, without --weights")
-    parser.add_argument("--batch", type=int, default=64, help="of the classifier")
-    parser.add_argument("--per-epoch", type=int, default=100, help="episodes in an epoch")
-    parser.add_argument("--out", type=Path, default=Path("cub_output"))
+    parser.add_argument("--epochs", type=int, default=20,
+                        help="of training on episodes, without --weights")
+    parser.add_argument("--batch", type=int, default=64,
+                        help="images in a batch of the classifier")
+    parser.add_argument("--per-epoch", type=int, default=100,
+                        help="episodes in an epoch of training")
+    parser.add_argument("--out", type=Path, default=Path("cub_output"), help="folder of results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     base, novel = open_data(options)

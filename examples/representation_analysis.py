@@ -33,22 +33,28 @@ Figures = dict[str, dict[str, Estimate]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, help="npz index; default: digit scenes")
     parser.add_argument("--regimes", nargs="+", default=[], metavar="NAME=MODEL:WEIGHTS",
                         help="torchvision networks on --data, compared in this order")
     parser.add_argument("--embeddings", nargs="+", default=[], metavar="NAME",
                         help="regimes whose fc returns an embedding instead of class logits")
-    parser.add_argument("--layers", nargs="+", default=["layer1", "layer2", "layer3"])
-    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--layers", nargs="+", default=["layer1", "layer2", "layer3"],
+                        help="whose information is measured")
+    parser.add_argument("--size", type=int, default=96,
+                        help="height and width of inputs from --data")
     parser.add_argument("--train", type=int, default=4000, help="images to fit on")
     parser.add_argument("--test", type=int, default=500, help="images to measure on")
     parser.add_argument("--epochs", type=int, default=5, help="of training on digit scenes")
     parser.add_argument("--steps", type=int, default=300, help="of each fit")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("analysis_output"))
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="where everything runs")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--out", type=Path, default=Path("analysis_output"),
+                        help="folder of results")
     options = parser.parse_args()
     if bool(options.data) != bool(options.regimes):
         parser.error("--data and --regimes go together; without both, digit scenes are taken")
