@@ -393,6 +393,12 @@ class _BottleneckAttribution(InternalAttribution):
         ):
             yield
 
+    def _move_networks(self, fit: _Fit) -> None:
+        """To where the model is; walking all of them each time would cost more than a map."""
+        device = device_of(self.model)
+        if device_of(fit.networks) != device:
+            fit.networks.to(device)
+
     # ------------------------------------------------------------------ maps
 
     def _maps(
@@ -425,7 +431,7 @@ class _BottleneckAttribution(InternalAttribution):
         blanks = _blanks(inputs, baselines) if chosen == "shares" else ()
         results = []
         with self._reading():
-            fit.networks.to(device)
+            self._move_networks(fit)
             index = None if index is None else index.clone()  # not of an inference mode outside
             both = inputs + blanks
             for part, part_args, part_index in chunks(both, args, index, internal_batch_size):
@@ -511,7 +517,8 @@ class _BottleneckAttribution(InternalAttribution):
         )
         passes, networks = self._reading_passes(), fit.networks
         with self._reading():
-            z = networks.to(formatted[0].device).standardise(passes.features(masked, args))
+            self._move_networks(fit)
+            z = networks.standardise(passes.features(masked, args))
             noise = shared_noise({site: z[site] for site in networks.noised_sites}, seed)
             noised = networks.injections(networks.alpha_logits(z), noise)
             return passes.second(formatted, args, noised).prediction
@@ -556,7 +563,7 @@ class _BottleneckAttribution(InternalAttribution):
         factor = per_unit(unit)
         rows: list[Tensor] = []
         with self._reading(seed):
-            fit.networks.to(device_of(self.model))
+            self._move_networks(fit)
             shown = progress and ranks.is_first()
             for batch in tqdm(walk, desc="information", unit="batch", disable=not shown):
                 check_inputs(batch.inputs, dtype_of(self.model))

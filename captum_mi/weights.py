@@ -84,8 +84,14 @@ class WeightWatch:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         marks = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
         samples = [
-            t.reshape(-1)[:: max(1, t.numel() // _SAMPLES)].sum(dtype=torch.float64)
+            _as_stored(t)[:: max(1, t.numel() // _SAMPLES)].sum(dtype=torch.float64)
             for t in tensors
             if t.numel()
         ]
         return marks, torch.stack(samples).tolist() if samples else []
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    """All elements in the order that they have in memory, so that none need be copied."""
+    axes = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.permute(axes).reshape(-1)

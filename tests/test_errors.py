@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.weights import _as_stored
 
 
 def test_attribute_before_fit(net, images):
@@ -150,6 +151,15 @@ def test_changed_weights_are_a_warning(net, images, fitted, recwarn):
     recwarn.clear()
     fitted.attribute(images, target=0)
     assert not recwarn.list
+
+
+def test_a_look_at_weights_copies_none(net):
+    """Whatever their memory format: a copy of all weights costs more than a map of one image."""
+    net.to(memory_format=torch.channels_last)
+    for weight in (net.stage2[0].weight, net.fc.weight, net.fc.weight.T, net.fc.bias[0]):
+        stored = _as_stored(weight)
+        assert stored.data_ptr() == weight.data_ptr()
+        assert torch.equal(stored.sort().values, weight.flatten().sort().values)
 
 
 @pytest.mark.parametrize(
