@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -95,6 +96,7 @@ class _BottleneckAttribution(InternalAttribution):
         on_repeat: OnRepeat = "error",
         map_input: int | None = None,
         channel_axis: Literal["first", "last"] | None = None,
+        input_channel_axis: Literal["first", "last"] | None = None,
     ) -> None:
         r"""
         Args:
@@ -138,6 +140,10 @@ class _BottleneckAttribution(InternalAttribution):
                 ``(N, H, W, C)``, ``(N, D, H, W, C)``, or of images tokens ``(N, T, C)`` of square
                 patches, row by row, after 0, 1, 2 or 5 that belong to no position, such as a
                 class token; those are noised with the mean of alpha's logit.
+            input_channel_axis: where the input that maps belong to has its channels. Default:
+                last if its other axes, and not its last ones, are the features' at a stride,
+                first where both would do, as for a convolution over the time of many-channelled
+                inputs ``(N, time, channels)``: say ``"last"``.
 
         Raises:
             ValueError: for an unknown layer (with the closest names) or option.
@@ -162,6 +168,7 @@ class _BottleneckAttribution(InternalAttribution):
             noise=noise, inference=inference, critic=critic, output=output, marginal=marginal,
             head_hidden=tuple(head_hidden), critic_hidden=tuple(critic_hidden),
             on_repeat=on_repeat, map_input=map_input, channel_axis=channel_axis,
+            input_channel_axis=input_channel_axis,
         )
         self.alpha = None if alpha is None else _alpha_tensor(alpha)
         self._fit: _Fit | None = None
@@ -375,7 +382,7 @@ class _BottleneckAttribution(InternalAttribution):
     ) -> Passes:
         return Passes(
             model, structure.layers, structure.global_layer, self.design.on_repeat,
-            self.downstream, amp,
+            self.downstream, amp, structure.replays,
         )
 
     def _reading_passes(self) -> Passes:
@@ -421,8 +428,16 @@ class _BottleneckAttribution(InternalAttribution):
         check_choice("information", information, Information)
         check_choice("estimator", estimator, Estimator)
         self._check_critics(fit, estimator)
+        if not isinstance(refine_steps, Integral) or refine_steps < 0:
+            raise ValueError(f"refine_steps must be an integer >= 0; got {refine_steps!r}")
         chosen = "none" if classes else _weighting(
             weighting, estimator, index, refine_steps, fit.structure)
+        if baselines is not None and chosen != "shares":
+            raise ValueError(
+                "baselines are what replaces blocks of the input, which only refine_steps=n with "
+                f"a target and weighting='shares' does; got refine_steps={refine_steps} and "
+                f"weighting {chosen!r}"
+            )
         self._warn_if_changed(fit)
         passes, readout = self._reading_passes(), Readout.of(fit.networks, self.downstream)
         device = inputs[0].device
@@ -722,10 +737,14 @@ def _blanks(inputs: tuple[Tensor, ...], baselines: Any) -> tuple[Tensor, ...]:
     """Baselines, in any of Captum's forms, as tensors of the inputs' shapes."""
     inputs, formatted = _format_input_baseline(inputs, baselines)
     _validate_input(inputs, formatted)
-    return tuple(
-        torch.as_tensor(baseline, dtype=x.dtype, device=x.device).expand_as(x)
-        for x, baseline in zip(inputs, formatted)
-    )
+    blanks = []
+    for x, baseline in zip(inputs, formatted):
+        given = torch.as_tensor(baseline, device=x.device)
+        blank = given.to(x.dtype)
+        if not x.is_floating_point() and not torch.equal(blank.to(given.dtype), given):
+            raise ValueError(f"baselines={baseline} are no values of inputs of {x.dtype}")
+        blanks.append(blank.expand_as(x))
+    return tuple(blanks)
 
 
 def _alpha_tensor(alpha: float | Tensor) -> Tensor:
@@ -859,10 +878,11 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
             estimator=estimator, internal_batch_size=internal_batch_size, weighting=weighting,
             refine_steps=refine_steps, baselines=baselines, unit=unit,
         )
-        axes = self._fitted().structure.position_axes
-        mapped = find_map_input(formatted, axes, self.design.map_input)
+        axes, design = self._fitted().structure.position_axes, self.design
+        mapped = find_map_input(formatted, axes, design.map_input)
         results = tuple(
-            to_input(maps, x, self.design.channel_axis) if i == mapped else zeros_for(x)
+            to_input(maps, x, design.channel_axis, design.input_channel_axis)
+            if i == mapped else zeros_for(x)
             for i, x in enumerate(formatted)
         )
         formatted_output: Tensor | tuple[Tensor, ...] = _format_output(is_tuple, results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "Batch", "Signature", "all_finite", "batches", "device_of", "dtype_of", "example_bits", "move",
+    "Batch", "Signature", "all_finite", "batches", "copied", "device_of", "dtype_of",
+    "example_bits", "move", "rebuilt",
 ]
 
 
@@ -56,9 +57,18 @@ def move(value: Any, device: torch.device) -> Any:
         moved = value.to(device, non_blocking=True)
         return moved.clone() if moved.is_inference() else moved
     if isinstance(value, (tuple, list)):
-        parts = [move(part, device) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return rebuilt(value, [move(part, device) for part in value])
     return value
+
+
+def copied(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Copies of tensors, for a model that may overwrite what it is given; the rest as it is."""
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in values)
+
+
+def rebuilt(value: Any, parts: Sequence[Any]) -> Any:
+    """A tuple or list, of which there are named ones, with other parts."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 def batches(

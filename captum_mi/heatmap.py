@@ -39,7 +39,8 @@ def combine(maps: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
 
 
 def to_input(
-    maps: Sequence[Tensor], like: Tensor, channel_axis: ChannelAxis | None = None
+    maps: Sequence[Tensor], like: Tensor, channel_axis: ChannelAxis | None = None,
+    input_channel_axis: ChannelAxis | None = None,
 ) -> Tensor:
     """Attributions of the shape of an input from the maps of several layers.
 
@@ -51,11 +52,14 @@ def to_input(
     Args:
         maps: ``(N, 1, *positions_l)``, one per layer.
         like: the input, ``(N, C, *spatial)``, ``(N, *spatial, C)`` or ``(N, *spatial)``.
-        channel_axis: see :func:`captum_mi.sites.channels_are_last`.
+        channel_axis: where features have their channels, if it is known.
+        input_channel_axis: where the input has them, if it is known.
     """
     grid = finest([tuple(one.shape[2:]) for one in maps])
-    if like.dim() == len(grid) + 2 and first_spatial_axis(like, grid, channel_axis) == 1:
-        return to_input(maps, like.movedim(-1, 1), "first").movedim(1, -1).contiguous()
+    start = first_spatial_axis(like, grid, channel_axis, input_channel_axis)
+    if like.dim() == len(grid) + 2 and start == 1:
+        channels_first = to_input(maps, like.movedim(-1, 1), input_channel_axis="first")
+        return channels_first.movedim(1, -1).contiguous()
     channels, spatial = _channels_and_grid(like, len(grid))
     density = combine(maps, spatial) * (n_positions(grid) / n_positions(spatial) / channels)
     shaped = density.expand(-1, channels, *spatial) if like.dim() > len(spatial) + 1 else density
@@ -64,12 +68,15 @@ def to_input(
 
 
 def first_spatial_axis(
-    like: Tensor, grid: Sequence[int], channel_axis: ChannelAxis | None
+    like: Tensor, grid: Sequence[int], channel_axis: ChannelAxis | None,
+    input_channel_axis: ChannelAxis | None,
 ) -> int:
     """Where the axes begin that maps of a grid belong to, in an input: 2, or 1 if no channels
     come before them."""
     if like.dim() < len(grid) + 2:
         return 1
+    if input_channel_axis is not None:
+        return 1 if input_channel_axis == "last" else 2
     return 1 if channels_are_last(tuple(grid), tuple(like.shape), channel_axis) else 2
 
 
@@ -109,7 +116,8 @@ def find_map_input(inputs: tuple[Tensor, ...], axes: int, map_input: int | None)
     raise ValueError(
         f"no input matches features of {axes} position axes; input shapes are "
         f"{[tuple(x.shape) for x in inputs]}. LayerInfoBottleneckAttribution gives the maps at "
-        "the layer's own resolution"
+        "the layer's own resolution, with any weighting but 'shares', which removes blocks of an "
+        "input"
     )
 
 

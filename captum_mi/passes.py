@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi.batches import device_of
+from captum_mi.batches import copied, device_of, rebuilt
 from captum_mi.hooks import LayerOutput, OnRepeat, capture, capture_only, observe, replace_output
 from captum_mi.replay import Replay
 from captum_mi.sites import Site
@@ -47,6 +47,7 @@ class Passes:
         on_repeat: which call counts of a layer that runs several times.
         downstream: function from y and the additional forward arguments to logits.
         amp: what the model runs in by ``torch.autocast``; ``None`` for its own precision.
+        replays: whether second passes may skip what runs before the first of their sites.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Passes:
         on_repeat: OnRepeat = "error",
         downstream: Callable[..., Tensor] | None = None,
         amp: torch.dtype | None = None,
+        replays: bool = True,
     ) -> None:
         self.model = model
-        self.amp = amp
+        self.amp, self.replays = amp, replays
         self.downstream = downstream
         self.layers = list(layers)
         self.global_layer = global_layer
@@ -80,14 +82,15 @@ class Passes:
         only_global = [self.global_layer] if self.global_layer is not None else []
         before = Replay()
         recorded: AbstractContextManager[None] = nullcontext()
-        if continued and not torch.is_grad_enabled() and self.on_repeat != "last":
+        replayed = self.replays and self.on_repeat != "last" and not torch.is_grad_enabled()
+        if continued and replayed:
             recorded = before.record(self.model, [site.layer for site in continued] + only_global)
         with (
             self._precision(),
             capture(self.model, self.layers + only_global, self.on_repeat) as captured,
             recorded,
         ):
-            output = self.model(*inputs, *args)
+            output = self._run(inputs, args)
             return self._result(captured, output, len(inputs[0]), args, before)
 
     def features(
@@ -96,7 +99,7 @@ class Passes:
         """Captured layers of the first pass, which ends after the deepest of them."""
         with self._precision():
             return capture_only(
-                self.model, self.layers, lambda: self.model(*inputs, *args), self.on_repeat
+                self.model, self.layers, lambda: self._run(inputs, args), self.on_repeat
             )
 
     def second(
@@ -129,8 +132,11 @@ class Passes:
             capture(self.model, only_global, self.on_repeat) as captured,
             before.play(),
         ):
-            output = self.model(*inputs, *args)
+            output = self._run(inputs, args)
             return self._result(captured, output, len(inputs[0]), args, before)
+
+    def _run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
+        return self.model(*copied(inputs), *copied(args))
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.amp is None:
@@ -146,7 +152,7 @@ class Passes:
             calls[layer] += 1
 
         with torch.no_grad(), observe(self.model, layers, count):
-            self.model(*inputs, *args)
+            self._run(inputs, args)
         return calls
 
     def _result(
@@ -189,6 +195,6 @@ def _on_parts(
     def apply(output: LayerOutput) -> LayerOutput:
         if isinstance(output, Tensor):
             return apply_to(None, output)
-        return tuple(apply_to(i, part) for i, part in enumerate(output))
+        return rebuilt(output, [apply_to(i, part) for i, part in enumerate(output)])
 
     return apply

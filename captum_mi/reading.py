@@ -160,8 +160,8 @@ class Reader:
         """What a decision loses to noise at each position, and with each block; measured once."""
         if self._measured is None:
             decision = Decision(
-                self.passes, self.networks, self.readout.classes(self.first.prediction),
-                self.inputs, self.args, self.z, index, self.first.before,
+                self.passes, self.networks, self.readout, self.inputs, self.args, self.z, index,
+                self.first.before,
             )
             self._measured = decision.shares(), self._losses(decision)
         return self._measured
@@ -175,15 +175,19 @@ class Reader:
 
         def log_probability(without: Tensor) -> Tensor:
             inputs = (*self.inputs[:mapped], without, *self.inputs[mapped + 1 :])
-            prediction = self.passes.first(inputs, self.args).prediction
-            return decision.classes.log_probability(prediction, decision.index)
+            return decision.log_probability(self.passes.first(inputs, self.args))
 
-        whole = decision.classes.log_probability(self.first.prediction, decision.index)
-        first_axis = first_spatial_axis(x, grid, design.channel_axis)
-        return block_losses(
-            log_probability, whole, x, self.baselines[mapped], self.refine_steps, first_axis,
-            len(grid),
+        first_axis = first_spatial_axis(x, grid, design.channel_axis, design.input_channel_axis)
+        lost = block_losses(
+            log_probability, decision.log_probability(self.first), x, self.baselines[mapped],
+            self.refine_steps, first_axis, len(grid),
         )
+        if not all_finite(lost):
+            raise ValueError(
+                "the prediction is not finite with a block of the input replaced by baselines; "
+                "pass baselines= that the model can take, or weighting='posterior'"
+            )
+        return lost
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_mi.networks import Networks
 from captum_mi.outputs import CategoricalOutput, GaussianOutput, Output
+from captum_mi.passes import Pass
 
 __all__ = ["Readout", "target_index"]
 
@@ -56,11 +57,15 @@ class Readout:
         uniform = networks.design.marginal == "uniform"
         return cls(networks.output, downstream, None if uniform else networks.class_log_marginal)
 
-    def classes(self, prediction: Tensor) -> Output:
-        """What predictions ``(N, ...)`` are: y itself, or the downstream function's classes."""
+    def decided(self, one: Pass) -> Tensor:
+        """What has the classes that evidence is read for: y, or the downstream function's."""
+        return one.y if self.downstream is None else one.prediction
+
+    def classes(self, decided: Tensor) -> Output:
+        """What that is, ``(N, ...)``: y itself, or the downstream function's classes."""
         if self.downstream is None:
             return self.output
-        return CategoricalOutput(prediction.shape[1:]).to(prediction.device)
+        return CategoricalOutput(decided.shape[1:]).to(decided.device)
 
     def kl(self, parameters: Tensor) -> Tensor:
         """Expectation over q of the evidence about y itself: ``(N, P)``, never negative."""

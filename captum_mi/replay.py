@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ class Replay:
 
     A later pass of the same inputs, which changes nothing before those layers, has them again
     for nothing. Of nested calls the outermost are kept. Modules are called anew if they ran more
-    than once, if they return other things than a tensor, or if what they returned was since
-    overwritten in place.
+    than once, if they return other things than a tensor, if they overwrote what they were given,
+    or if what they returned was since overwritten. What else a call may do, such as to leave
+    something in an attribute, is not done again: whether a model can be replayed is tried out
+    once (:attr:`captum_mi.structure.Structure.replays`).
 
     Example::
 
@@ -38,33 +40,37 @@ class Replay:
     def record(self, model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         """Keep outputs during one forward pass, until the first call of a named layer ends."""
         last = {model.get_submodule(name) for name in names}
-        running: list[tuple[nn.Module, int]] = []  # with the number of calls that ended before
+        running: list[_Begun] = []
         ended: list[tuple[nn.Module, Any, int]] = []
         calls: Counter[nn.Module] = Counter()
         over = False
 
-        def begin(module: nn.Module, args: Any) -> None:
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not over:
-                running.append((module, len(ended)))
+                given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+                running.append(_Begun(module, len(ended), given, [_version(x) for x in given]))
                 calls[module] += 1
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
             nonlocal over
             if over:
                 return
-            while running and (begun := running.pop())[0] is not module:
+            while running and (begun := running.pop()).module is not module:
                 pass  # a call that raised, and was caught
-            del ended[begun[1] :]  # calls within this one
-            ended.append((module, output, _version(output)))
+            del ended[begun.ended_before :]  # calls within this one
+            overwrote = [_version(x) for x in begun.given] != begun.versions
+            ended.append((module, output, -1 if overwrote else _version(output)))
             if module in last:
                 over = True
                 self._kept = [call for call in ended if calls[call[0]] == 1 and _can_return(*call)]
 
         with ExitStack() as stack:
             for module in model.modules():
+                if isinstance(module, torch.jit.ScriptModule):  # cannot be hooked
+                    continue
                 # Before anyone's own hooks: these see, and may change, what is returned again.
                 for handle in (
-                    module.register_forward_pre_hook(begin, prepend=True),
+                    module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True),
                     module.register_forward_hook(end, prepend=True),
                 ):
                     stack.callback(handle.remove)
@@ -81,6 +87,15 @@ class Replay:
             yield
 
 
+class _Begun(NamedTuple):
+    """A call that has begun: how many had ended before, and the versions of what it was given."""
+
+    module: nn.Module
+    ended_before: int
+    given: list[Tensor]
+    versions: list[int]
+
+
 def _version(output: Any) -> int:
     """How often a tensor was changed in place; -1 for what cannot be told, or is no tensor."""
     tells = isinstance(output, Tensor) and not output.is_inference()
@@ -91,7 +106,6 @@ def _can_return(module: nn.Module, output: Any, version: int) -> bool:
     return (
         version >= 0
         and _version(output) == version
-        and not isinstance(module, torch.jit.ScriptModule)
         and "forward" not in module.__dict__  # somebody else's
     )
 

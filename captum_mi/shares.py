@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from captum_mi.networks import Networks
-from captum_mi.outputs import Output
-from captum_mi.passes import Passes
+from captum_mi.passes import Pass, Passes
+from captum_mi.readout import Readout
 from captum_mi.refinement import shared_noise
 from captum_mi.replay import Replay
 from captum_mi.sites import Site
@@ -43,7 +43,7 @@ class Decision:
     Attributes:
         passes: passes of the model.
         networks: the fit.
-        classes: what predictions are.
+        readout: tells what in a pass has the classes.
         inputs: one batch.
         args: additional forward arguments of the batch.
         z: standardised features of the first pass.
@@ -53,12 +53,17 @@ class Decision:
 
     passes: Passes
     networks: Networks
-    classes: Output
+    readout: Readout
     inputs: tuple[Tensor, ...]
     args: tuple[Any, ...]
     z: dict[Site, Tensor]
     index: Tensor
     before: Replay = field(default_factory=Replay)
+
+    def log_probability(self, one: Pass) -> Tensor:
+        """``log p(c)`` of a pass, ``(N,)``."""
+        decided = self.readout.decided(one)
+        return self.readout.classes(decided).log_probability(decided, self.index)
 
     def shares(self, levels: Sequence[float] = LEVELS) -> Tensor:
         """Shares of the positions: their mean slope over levels of noise.
@@ -97,7 +102,7 @@ class Decision:
             alpha = torch.full_like(grid, min(max(level, _EDGE), 1 - _EDGE)).requires_grad_()
             noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
             second = self.passes.second(self.inputs, self.args, noised, self.before)
-            total = self.classes.log_probability(second.prediction, self.index).sum()
+            total = self.log_probability(second).sum()
         slope = None
         if total.requires_grad:
             slope = torch.autograd.grad(total, alpha, allow_unused=True)[0]

@@ -157,8 +157,7 @@ def downsampled(grid: tuple[int, ...], size: tuple[int, ...], common: bool = Tru
         strides = [max(1, round(old / new)) for new, old in zip(grid, size)]
         return all(abs(new - old / stride) < _ROUNDING
                    for new, old, stride in zip(grid, size, strides))
-    shares = [new / old for new, old in zip(grid, size)]
-    return max(shares) - min(shares) <= _ROUNDING / min(size)
+    return _unevenness(grid, size) <= _ROUNDING / min(size)
 
 
 def channels_are_last(
@@ -166,13 +165,25 @@ def channels_are_last(
 ) -> bool:
     """Whether an input ``(N, *axes)``, one axis more than a grid has, keeps its channels last.
 
-    That is so if its other axes are the grid, unless the grid is also that of its last axes and
-    ``channel_axis`` does not say that features come that way.
+    That is so if its other axes, and not its last ones, are the grid's at a stride. Where both
+    would do, it is so if its other axes are the grid itself and ``channel_axis`` says that
+    features come that way, or if they suit a common stride better.
     """
     first, last = shape[2:], shape[1:-1]
-    if grid != last or grid == first:
+    padded = all(abs(new - old) <= _ROUNDING for new, old in zip(grid, first))
+    if not downsampled(grid, last) or grid == first:
         return False
-    return channel_axis == "last" or not downsampled(grid, first)
+    if not (padded or downsampled(grid, first)):
+        return True
+    if grid == last and channel_axis == "last":
+        return True
+    return _unevenness(grid, last) < _unevenness(grid, first)
+
+
+def _unevenness(grid: Sequence[int], size: Sequence[int]) -> float:
+    """How far the strides of the axes lie apart."""
+    shares = [new / old for new, old in zip(grid, size)]
+    return max(shares) - min(shares)
 
 
 def _token_grid(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_mi.batches import copied
 from captum_mi.hooks import observe
 from captum_mi.sites import ChannelAxis, downsampled, find_sites
 
@@ -47,9 +48,12 @@ def stage_layers(
         if len(grid) == position_axes and max(grid, default=1) > 1:
             grids[name] = grid
 
-    names = [name for name, _ in model.named_modules() if name]
+    names = [
+        name for name, module in model.named_modules()
+        if name and not isinstance(module, torch.jit.ScriptModule)  # cannot be hooked
+    ]
     with torch.no_grad(), observe(model, names, note):
-        model(*inputs, *args)
+        model(*copied(inputs), *copied(args))
     sizes = [
         shape[start:stop] for shape in shapes for start, stop in ((2, None), (1, -1), (1, None))
     ]
@@ -76,7 +80,7 @@ def _grid(
     """Positions of what a layer returned, alone or in a tuple of one; none if it has none."""
     if isinstance(output, tuple) and len(output) == 1:
         output = output[0]
-    if not isinstance(output, Tensor) or not output.is_floating_point():
+    if not isinstance(output, Tensor) or output.is_nested or not output.is_floating_point():
         return ()
     if not 3 <= output.dim() <= 5 or len(output) != shapes[0][0]:
         return ()

@@ -270,3 +270,45 @@ def test_a_fit_without_positions_is_loaded_into_the_other_class(net, images, qui
     quick_fit(LayerInfoBottleneckAttribution(net, "dropout"), [images]).save(tmp_path / "fit")
     with pytest.raises(ValueError, match="it has no positions to map onto the input"):
         InfoBottleneckAttribution.load(tmp_path / "fit", net)
+
+
+@pytest.mark.parametrize(("options", "error", "message"), [
+    ({"refine_steps": -3}, ValueError, "refine_steps must be an integer >= 0; got -3"),
+    ({"refine_steps": "9"}, ValueError, "refine_steps must be an integer >= 0; got '9'"),
+    ({"baselines": 0.5}, ValueError, "only refine_steps=n with a target and weighting='shares'"),
+    ({"baselines": 0, "refine_steps": 4, "weighting": "posterior"}, ValueError, "baselines are"),
+    ({"baselines": float("nan"), "refine_steps": 4}, ValueError, "pass baselines= that the"),
+])
+def test_refinement_that_cannot_be(fitted, images, options, error, message):
+    with pytest.raises(error, match=message):
+        fitted.attribute(images, 1, **options)
+
+
+def test_baselines_that_whole_numbers_cannot_be(quick_fit):
+    words = torch.randint(10, (16, 6))
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Conv1d(6, 8, 1), nn.Flatten(), nn.Linear(64, 3))
+    attr = quick_fit(InfoBottleneckAttribution(model, "0", head_layers=[]), [words])
+    attr.attribute(words, 0, refine_steps=2, baselines=1)
+    with pytest.raises(ValueError, match=r"baselines=0.9 are no values of inputs of torch.int64"):
+        attr.attribute(words, 0, refine_steps=2, baselines=0.9)
+
+
+class Flattening(nn.Module):
+    """Has a grid first, then a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid, self.row = nn.Conv2d(3, 8, 3, padding=1), nn.Conv1d(8, 8, 1)
+        self.top = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.top(self.row(self.grid(x).relu().flatten(2)[..., :100]).mean(2))
+
+
+@pytest.mark.parametrize("where", ["head_layers", "context_layers"])
+def test_layers_of_other_axes(images, where):
+    attr = InfoBottleneckAttribution(
+        Flattening(), "grid", channel_axis="first", **{
+            "head_layers": [], "context_layers": "grid", where: "row"})
+    with pytest.raises(ValueError, match="layer 'row' has 1 position axes and others have 2"):
+        attr.fit([images], 1, progress=False)

@@ -232,3 +232,22 @@ def test_fit_and_refinement_inside_of_inference_mode(net, quick_fit):
         refined = attr.attribute(images, 1, refine_steps=2)
     assert len(set(attr.history.head)) == 4
     assert not torch.equal(refined, attr.attribute(images, 1))
+
+
+def test_inputs_that_are_read_twice_inside_of_inference_mode(quick_fit):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.top = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.top((self.conv(x).relu() * x[:, :1]).mean((2, 3)))
+
+    x = torch.randn(16, 3, 8, 8)
+    attr = quick_fit(InfoBottleneckAttribution(
+        Gated().eval(), "conv", head_layers=[], context_layers="conv"), [x])
+    for weighting in ("shares", "posterior"):
+        expected = attr.attribute(x, 1, refine_steps=4, weighting=weighting)
+        with torch.inference_mode():
+            inside = attr.attribute(x.clone(), 1, refine_steps=4, weighting=weighting)
+        torch.testing.assert_close(inside, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 import torchvision
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.sites import find_sites
+from captum_mi.sites import channels_are_last, find_sites
 from captum_mi.stages import stage_layers
 
 
@@ -141,6 +143,45 @@ def test_inputs_with_their_features_last(features, axis, quick_fit):
     torch.testing.assert_close(maps, maps[..., :1].expand_as(maps))  # shared by their features
 
 
+class Rows(nn.Module):
+    """A convolution over the time of a sequence, or the places of an image, channels last."""
+
+    def __init__(self, axes: int, features: int, stride: int, padding: int) -> None:
+        super().__init__()
+        conv = {1: nn.Conv1d, 2: nn.Conv2d}[axes]
+        self.conv = conv(features, 8, 3, stride, padding)
+        self.top = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(self.conv(x.movedim(-1, 1)).relu().flatten(2).mean(2))
+
+
+@pytest.mark.parametrize(("shape", "stride", "padding", "axis"), [
+    ((20, 6), 1, 0, None), ((20, 6), 2, 1, None), ((20, 40), 1, 1, "last"),
+    ((24, 24, 3), 2, 1, None), ((24, 18, 3), 4, 0, None), ((24, 24, 3), 8, 1, None),
+    ((8, 8, 16), 2, 1, "last"),
+])
+def test_maps_lie_on_the_positions_of_inputs_with_channels_last(
+    shape, stride, padding, axis, quick_fit
+):
+    model = Rows(len(shape) - 1, shape[-1], stride, padding).eval()
+    x = torch.randn(16, *shape)
+    attr = InfoBottleneckAttribution(
+        model, "conv", head_layers=[], context_layers="conv", input_channel_axis=axis)
+    quick_fit(attr, [x], steps=20)
+    for options in ({}, {"refine_steps": 4}):
+        maps = attr.attribute(x, 1, **options)
+        torch.testing.assert_close(maps, maps[..., :1].expand_as(maps))
+        assert maps.std(1).mean() > 0
+
+
+@pytest.mark.parametrize("shape", [(64, 8), (20, 40), (3, 24, 24), (24, 24, 24), (64, 4, 4)])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 2), (1, 0)])
+def test_channels_come_first_where_both_would_do(shape, stride, padding):
+    size = [(length + 2 * padding - 3) // stride + 1 for length in shape[1:]]
+    assert not channels_are_last(tuple(size), (2, *shape), None)
+
+
 @pytest.mark.parametrize(("name", "size", "expected"), [
     ("resnet18", (64, 64), ["layer1", "layer2", "layer3", "layer4"]),
     ("convnext_tiny", (64, 64), ["features.1", "features.3", "features.5", "features"]),
@@ -221,3 +262,65 @@ def test_another_number_of_tokens_than_in_the_fit(vit, pictures, quick_fit):
     attr = quick_fit(InfoBottleneckAttribution(vit), [pictures])
     with pytest.raises(ValueError, match=r"the fit saw \(N, 1 \+ 4 x 4 tokens, 16\)"):
         attr.networks.sites[0].view(torch.zeros(1, 26, 16))
+
+
+class Pair(NamedTuple):
+    features: Tensor
+    twice: Tensor
+
+
+class Named(nn.Module):
+    """Returns a named tuple, whose names the model uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Pair:
+        h = self.conv(x).relu()
+        return Pair(h, 2 * h)
+
+
+class OfNamed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.top = Named(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(self.body(x).features.mean((2, 3)))
+
+
+def test_a_layer_that_returns_a_named_tuple(pictures, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(OfNamed(), "body"), [pictures])
+    assert attr.attribute(pictures, 1).shape == pictures.shape
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_scripted_part_before_the_layer(pictures, quick_fit):
+    model = nn.Sequential(
+        torch.jit.trace(nn.Conv2d(3, 8, 3, padding=1), pictures), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    attr = quick_fit(InfoBottleneckAttribution(model, "2"), [pictures])
+    assert attr.attribute(pictures, 1, refine_steps=4).shape == pictures.shape
+
+
+class Padded(nn.Module):
+    """PyTorch's encoder packs its tokens into a nested tensor where a mask is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+        self.top = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.top(self.encoder(self.embed(x), src_key_padding_mask=mask).mean(1))
+
+
+def test_nested_tensors_are_no_stages(quick_fit):
+    x, mask = torch.randn(16, 5, 6), torch.zeros(16, 5, dtype=torch.bool)
+    mask[:8, 3:] = True
+    attr = InfoBottleneckAttribution(Padded().eval(), "embed", channel_axis="last")
+    quick_fit(attr, [x], additional_forward_args=mask[:16])
+    assert attr.attribute(x, 1, additional_forward_args=mask).shape == x.shape

@@ -85,6 +85,28 @@ def test_after_success(net, images, quick_fit, finetune_base):
     assert inputs.requires_grad
 
 
+class Overwriting(nn.Module):
+    """Normalises its input, in place or not."""
+
+    def __init__(self, net, in_place):
+        super().__init__()
+        self.net, self.in_place = net, in_place
+
+    def forward(self, x):
+        return self.net((x if self.in_place else x.clone()).sub_(0.5).div_(0.25))
+
+
+def test_a_model_that_overwrites_its_input(net, images, quick_fit):
+    maps, inputs = [], images.clone()
+    for in_place in (True, False):
+        attr = InfoBottleneckAttribution(Overwriting(net, in_place), "net.stage2")
+        quick_fit(attr, [inputs])
+        maps.append(attr.attribute(inputs, 1, refine_steps=4))
+        attr.predict_noised(inputs)
+        assert torch.equal(inputs, images)
+    torch.testing.assert_close(*maps)
+
+
 @pytest.mark.parametrize("fail_at", [1, 3, 5, 8])
 def test_after_an_exception_in_fit(net, images, quick_fit, fail_at):
     model = model_with(net, fail_at)

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from captum_mi import InfoBottleneckAttribution
 from captum_mi.replay import Replay
 
 
@@ -33,6 +34,78 @@ class Awkward(nn.Module):
         h = self.layer(h).relu_()
         skip *= 2
         return self.late(self.shared(h + skip))
+
+
+class Rectified(nn.Module):
+    """A block that rectifies what it is given in place, before its skip connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu, self.first = nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)
+        self.second = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.second(self.first(self.relu(x)).relu()) + x
+
+
+@pytest.mark.parametrize("name", ["1.first", "1.second", "1", "2.first", "2"])
+def test_what_overwrites_its_input_does_so_again(name):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Rectified(), Rectified()).eval()
+    x, replay = torch.randn(2, 3, 4, 4), Replay()
+    with torch.no_grad():
+        with replay.record(model, [name]):
+            whole = model(x)
+        with replay.play():
+            assert torch.equal(model(x), whole)
+
+
+class Skips(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+        self.middle, self.top = nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        encoded = self.encoder(x)
+        return self.top((self.middle(encoded) + encoded).mean((2, 3)))
+
+
+class Stacked(Skips):
+    """Hands its skip over by a list, beside what modules return."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack = []
+        self.encoder = Pushing(self.encoder, self.stack)
+
+    def forward(self, x):
+        return self.top((self.middle(self.encoder(x)) + self.stack.pop()).mean((2, 3)))
+
+
+class Pushing(nn.Module):
+    def __init__(self, inner, stack):
+        super().__init__()
+        self.inner, self.stack = inner, stack
+
+    def forward(self, x):
+        self.stack.append(self.inner(x))
+        return self.stack[-1]
+
+
+def test_models_that_cannot_be_replayed_run_whole(quick_fit):
+    plain, stacked = Skips().eval(), Stacked().eval()
+    stacked.encoder.inner.load_state_dict(plain.encoder.state_dict())
+    for name in ("middle", "top"):
+        getattr(stacked, name).load_state_dict(getattr(plain, name).state_dict())
+    x = torch.randn(16, 3, 6, 6)
+    fits = [
+        quick_fit(InfoBottleneckAttribution(model, "middle", head_layers=[],
+                                            context_layers="middle"), [x])
+        for model in (plain, stacked)
+    ]
+    assert [fit._fitted().structure.replays for fit in fits] == [True, False]
+    maps = [fit.attribute(x, 1, refine_steps=4) for fit in fits]
+    torch.testing.assert_close(*maps)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "swin_t"])

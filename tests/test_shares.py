@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.readout import Readout
 from captum_mi.refinement import shared_noise
 from captum_mi.replay import Replay
 from captum_mi.shares import Decision
@@ -25,8 +26,8 @@ def parts(net, images, quick_fit):
         first = passes.first(inputs, (), networks.noised_sites)
         z, index = networks.standardise(first.layers), torch.tensor([[0], [1], [2], [1]])
         noise = shared_noise({site: z[site] for site in networks.noised_sites}, 0)
-        decision = Decision(passes, networks, networks.output.double(), inputs, (), z, index,
-                            first.before)
+        readout = Readout(networks.output.double(), None, None)
+        decision = Decision(passes, networks, readout, inputs, (), z, index, first.before)
         yield decision, first, noise
 
 
@@ -59,8 +60,7 @@ def test_shares_add_up_to_what_the_decision_loses(parts, monkeypatch):
     everywhere = {site: torch.full_like(z[site][:, :1], 50.0) for site in networks.noised_sites}
     last = decision.passes.second(
         decision.inputs, (), networks.injections(everywhere, noise))
-    lost = [decision.classes.log_probability(one.prediction, decision.index)
-            for one in (first, last)]
+    lost = [decision.log_probability(one) for one in (first, last)]
     total = decision.shares([(i + 0.5) / 400 for i in range(400)]).sum((1, 2, 3))
     torch.testing.assert_close(total, lost[0] - lost[1], rtol=0.02, atol=0.02)
 
@@ -192,3 +192,24 @@ def test_a_prediction_that_cannot_be_differentiated_says_so(net, images, quick_f
 def test_shares_that_cannot_be_measured_say_what_is_missing(fitted, images):
     with pytest.raises(ValueError, match="refine_steps=9; got refine_steps=0"):
         fitted.attribute(images, 1, weighting="shares")
+
+
+def test_classes_of_a_global_layer_are_its_own(net, images, quick_fit, monkeypatch):
+    """Logits, then a softmax: what a decision loses is read off the logits, wherever they are."""
+    measured = []
+
+    def spy(maps, posterior, shares, losses):
+        measured.append((shares, losses))
+        return maps
+
+    monkeypatch.setattr("captum_mi.reading.spread", spy)
+    for model, prefix, options in (
+        (nn.Sequential(net, nn.Softmax(1)), "0.", {"global_layer": "0", "output": "categorical"}),
+        (net, "", {}),
+    ):
+        layer = f"{prefix}stage2"
+        attr = InfoBottleneckAttribution(
+            model, layer, head_layers=[], context_layers=layer, **options)
+        quick_fit(attr, [images]).attribute(images, 2, refine_steps=4)
+    for one, other in zip(*measured):
+        torch.testing.assert_close(one, other)
