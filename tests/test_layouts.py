@@ -298,7 +298,7 @@ def test_a_layer_that_returns_a_named_tuple(pictures, quick_fit):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_a_scripted_part_before_the_layer(pictures, quick_fit):
     model = nn.Sequential(
-        torch.jit.trace(nn.Conv2d(3, 8, 3, padding=1), pictures), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        torch.jit.script(nn.Conv2d(3, 8, 3, padding=1)), nn.Conv2d(8, 8, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     attr = quick_fit(InfoBottleneckAttribution(model, "2"), [pictures])
     assert attr.attribute(pictures, 1, refine_steps=4).shape == pictures.shape
