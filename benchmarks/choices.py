@@ -128,13 +128,18 @@ def main() -> None:
         mosaics(model, photos, options.mosaics, options.confidence, options.seed), 1, options.seed,
     )
     metrics = [metric for metric in METRICS if metric in evaluation.possible()]
-    default, kappa = measured(model, train, Choice(), evaluation, options)
+    attr = fitted(model, train, Choice(), options)
+    kappa = attr.history.kappa
+    assert kappa is not None
+    default = measured(attr, Choice(), evaluation)
     rows = [[DEFAULT, *map(mean_and_error, default)]]
     print(*rows[0], sep="  ", flush=True)
     for name, choice in choices(kappa, options.steps).items():
         if options.rows and not name.startswith(tuple(options.rows)):
             continue
-        values, _ = measured(model, train, choice, evaluation, options)
+        same = choice == Choice(call=choice.call)
+        other = attr if same else fitted(model, train, choice, options)
+        values = measured(other, choice, evaluation)
         rows.append([name, *(mean_and_error(v - d) for v, d in zip(values, default))])
         print(*rows[-1], sep="  ", flush=True)
     note = (
@@ -153,18 +158,24 @@ def as_photographs(scenes: Scenes) -> Photographs:
                        [str(digit) for digit in range(10)])
 
 
-def measured(
-    model: nn.Module, train: Scenes, choice: Choice, evaluation: Evaluation,
-    options: argparse.Namespace,
-) -> tuple[list[Tensor], float]:
-    """Figures of merit per scene of a fit with a choice, and the kappa that it held."""
+def fitted(
+    model: nn.Module, train: Scenes, choice: Choice, options: argparse.Namespace
+) -> InfoBottleneckAttribution:
+    """A fit with a choice."""
     labels = train.labels[:, 0]
     loader: Any = list(zip(train.images.split(64), labels.split(64)))
     if choice.augment:
         loader = Augmented(loader, choice.augment, options.seed)
     attr = InfoBottleneckAttribution(model, **choice.design)
     fit = {"steps": options.steps, "seed": options.seed, **choice.fit}
-    history = attr.fit(loader, **fit)
+    attr.fit(loader, **fit)
+    return attr
+
+
+def measured(
+    attr: InfoBottleneckAttribution, choice: Choice, evaluation: Evaluation
+) -> list[Tensor]:
+    """Figures of merit per scene."""
 
     def explain(images: Tensor, target: Tensor) -> Tensor:
         if not len(images):
@@ -175,8 +186,7 @@ def measured(
     photos, grids = evaluation.photos, evaluation.grids
     heat = Heat(explain(photos.images, photos.labels), explain(grids.images, grids.targets))
     metrics = [metric for metric in METRICS if metric in evaluation.possible()]
-    assert history.kappa is not None
-    return [evaluation.measure(metric, heat) for metric in metrics], history.kappa
+    return [evaluation.measure(metric, heat) for metric in metrics]
 
 
 if __name__ == "__main__":
