@@ -29,15 +29,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
     }
     try:
-        model.eval()
-        for parameter in requires_grad:
-            parameter.requires_grad_(False)
+        if any(training.values()):  # flags are slow to set: a call of one image would notice
+            model.eval()
+        for parameter, flag in requires_grad.items():
+            if flag:
+                parameter.requires_grad_(False)
         yield
     finally:
         for module, flag in training.items():
-            module.training = flag
+            if module.training != flag:
+                module.training = flag
         for parameter, flag in requires_grad.items():
-            parameter.requires_grad_(flag)
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
         with torch.no_grad():
             for buffer, (saved, module, name) in buffers.items():
                 setattr(module, name, buffer)
