@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Occlusion
 from peers.method import Reduction, reduced
-from report import mean_and_error, provenance, write_table
+from report import elapsed, mean_and_error, provenance, write_table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -83,7 +83,6 @@ def main() -> None:
     parser.add_argument("--largest-box", type=float, default=0.5, help="share of the image")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/few_shot"))
     options = parser.parse_args()
-    start = time.perf_counter()
     base, novel = open_data(options)
     network = build(options)
     accuracy, interval = few_shot_accuracy(network, novel, options)
@@ -165,8 +164,9 @@ def write(
         f"standard error; ours - other is paired. Evidence inside the box, in nats: own way "
         f"{mean_and_error(inside[:, 0])}, other ways {mean_and_error(inside[:, 1])}, paired "
         f"difference {difference}. Fit: {len(attr.history)} episodes in "
-        f"{attr.history.seconds:.0f} s. All: {time.perf_counter() - start:.0f} s.\n\n"
-        + provenance(encoder=options.encoder, layers="+".join(attr.layers), seed=options.seed)
+        f"{attr.history.seconds:.0f} s.\n\n"
+        + provenance(encoder=options.encoder, layers="+".join(attr.layers), seed=options.seed,
+                     wall_time=elapsed())
     )
     header = ["method", "EHR", "box", "pointing", "EHR: ours - it", "pointing: ours - it",
               "ms/query"]

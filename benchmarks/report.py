@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,13 @@ import torch
 import torchvision
 
 import captum_mi
+
+_STARTED = time.perf_counter()
+
+
+def elapsed() -> str:
+    """Time since the script began."""
+    return f"{time.perf_counter() - _STARTED:.0f} s"
 
 
 def provenance(**settings: object) -> str:

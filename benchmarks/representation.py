@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from photographs import load, load_model
-from report import mean_and_error, provenance, write_table
+from report import elapsed, mean_and_error, provenance, write_table
 from torch import Tensor, nn
 
 from captum_mi import Batch, InfoBottleneckAttribution, LayerInfoBottleneckAttribution
@@ -77,7 +77,8 @@ def fitted(
 def origin(attr: InfoBottleneckAttribution, options: argparse.Namespace) -> str:
     """Provenance of what is measured on a fit."""
     return provenance(model=options.model if options.data else "DigitResNet",
-                      fitted_on=options.train, steps=len(attr.history), seed=options.seed)
+                      fitted_on=options.train, steps=len(attr.history), seed=options.seed,
+                      wall_time=elapsed())
 
 
 def red_area(maps: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ def factors(networks, scenes, unseen, options: argparse.Namespace) -> None:  # t
         f"{len(unseen.images)} scenes of unseen scans; plug-in estimate, mean ± standard error."
         "\n\n"
         + provenance(model="DigitResNet", fitted_on=options.train, steps=options.steps,
-                     seed=options.seed)
+                     seed=options.seed, wall_time=elapsed())
     )
     header = ["trained for", "I(output; digit)", "I(output; quadrant)", "accuracy"]
     stem = options.out.with_name(options.out.name + "_factors")
