@@ -119,7 +119,7 @@ def main() -> None:
     if not inside:
         sys.exit(f"no query of {options.explained} episodes is classified correctly and has a box "
                  f"under {options.largest_box:g} of the image; raise --explained")
-    write(rows, seconds, torch.cat(inside), accuracy, interval, attr, start, options)
+    write(rows, seconds, torch.cat(inside), accuracy, interval, attr, options)
 
 
 def evidence_inside(
@@ -137,7 +137,7 @@ def evidence_inside(
 
 def write(
     rows: dict[str, list[list[Tensor]]], seconds: dict[str, float], inside: Tensor,
-    accuracy: float, interval: float, attr: InfoBottleneckAttribution, start: float,
+    accuracy: float, interval: float, attr: InfoBottleneckAttribution,
     options: argparse.Namespace,
 ) -> None:
     """Table with paired differences from the default."""
