@@ -4,7 +4,7 @@
 
 A controlled experiment behind the defaults: the same network, training scenes, test scenes and
 seed for every row; differences from the default are paired, scene by scene. Writes ``OUT.csv`` and
-``OUT.md``.
+``OUT.md``, anew after every row.
 """
 
 from __future__ import annotations
@@ -132,6 +132,13 @@ def main() -> None:
     kappa = attr.history.kappa
     assert kappa is not None
     default = measured(attr, Choice(), evaluation)
+    note = (
+        f"{len(evaluation.photos.images)} correctly classified test scenes, "
+        f"{len(evaluation.grids.images)} mosaics. First row: mean ± standard error; below it the "
+        "paired differences from the first, one choice changed at a time.\n\n"
+        + provenance(model="DigitResNet", fitted_on=options.train, steps=options.steps,
+                     kappa=f"{kappa:.3f} nats", seed=options.seed)
+    )
     rows = [[DEFAULT, *map(mean_and_error, default)]]
     print(*rows[0], sep="  ", flush=True)
     for name, choice in choices(kappa, options.steps).items():
@@ -142,14 +149,7 @@ def main() -> None:
         values = measured(other, choice, evaluation)
         rows.append([name, *(mean_and_error(v - d) for v, d in zip(values, default))])
         print(*rows[-1], sep="  ", flush=True)
-    note = (
-        f"{len(evaluation.photos.images)} correctly classified test scenes, "
-        f"{len(evaluation.grids.images)} mosaics. First row: mean ± standard error; below it the "
-        "paired differences from the first, one choice changed at a time.\n\n"
-        + provenance(model="DigitResNet", fitted_on=options.train, steps=options.steps,
-                     kappa=f"{kappa:.3f} nats", seed=options.seed)
-    )
-    print(write_table(options.out, "Choices of the fit, digit scenes", ["", *metrics], rows, note))
+        write_table(options.out, "Choices of the fit, digit scenes", ["", *metrics], rows, note)
 
 
 def as_photographs(scenes: Scenes) -> Photographs:

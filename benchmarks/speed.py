@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[50, 1000])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peers", action="store_true", help="also IG, SmoothGrad, Occlusion")
+    parser.add_argument("--no-fit", action="store_true", help="attribution alone")
     parser.add_argument("--growth", action="store_true",
                         help="also how cost grows with images, pixels, classes and layers")
     parser.add_argument("--calls", type=int, default=0, help="repeated calls for flat memory")
@@ -58,7 +59,8 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     origin = provenance(repeats=options.repeats)
     attribution(options, origin)
-    fitting(options, origin)
+    if not options.no_fit:
+        fitting(options, origin)
     if options.growth:
         growth(options, origin)
     if options.calls:

@@ -259,9 +259,9 @@ class _BottleneckAttribution(InternalAttribution):
     ) -> History:
         r"""Fit the estimators and the bottleneck, once per dataset.
 
-        Minimises ``task loss - beta1 * InfoNCE + beta2 * (information + capacity of x')``, the
-        model frozen, with one-cycle AdamW. Walks the loader once for moments and marginals,
-        then for ``steps`` batches, then once more to fill the reference bank.
+        Minimises ``(task loss + beta2 * (information + capacity of x')) / (1 + beta2) - beta1 *
+        InfoNCE``, the model frozen, with one-cycle AdamW. Walks the loader once for moments and
+        marginals, then for ``steps`` batches, then once more to fill the reference bank.
 
         Under ``torchrun``, with an initialised process group and the model on each process's
         device, every process calls this with a loader over its own share of the data (such as
