@@ -47,7 +47,8 @@ class Passes:
         on_repeat: which call counts of a layer that runs several times.
         downstream: function from y and the additional forward arguments to logits.
         amp: what the model runs in by ``torch.autocast``; ``None`` for its own precision.
-        replays: whether second passes may skip what runs before the first of their sites.
+        replays: whether passes may skip what runs before the first of their sites, or after the
+            last layer that is read.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class Passes:
     def features(
         self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]
     ) -> dict[str, LayerOutput]:
-        """Captured layers of the first pass, which ends after the deepest of them."""
+        """Captured layers of the first pass, which ends after the deepest of them if it may."""
+        if not self.replays:
+            return self.first(inputs, args).layers
         with self._precision():
             return capture_only(
                 self.model, self.layers, lambda: self._run(inputs, args), self.on_repeat

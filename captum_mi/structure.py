@@ -91,7 +91,7 @@ class Structure:
         output_shape: shape of one example's output of the model.
         n_classes: classes of the downstream function, 0 without one.
         signature: what inputs look like.
-        replays: whether a second pass may skip what runs before the first site.
+        replays: whether a pass may skip what runs before the first site or after the last one.
     """
 
     sites: tuple[Site, ...]
@@ -248,7 +248,8 @@ def probe(
 def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> bool:
     """Whether a second pass that skips what runs before the sites returns what a whole one does.
 
-    Not so if modules hand things to one another beside what they return, as by an attribute.
+    Not so if modules hand things to one another beside what they return, as by an attribute:
+    then no pass may be cut short either, since what was left behind would stay there.
     """
     inputs, args = batch.inputs, batch.additional_forward_args
     first = passes.first(inputs, args, sites)
