@@ -64,7 +64,7 @@ def test_limits_of_localization():
 def test_localization_rejects_other_shapes():
     with pytest.raises(ValueError, match="boolean masks of the same shape"):
         inside_box(MAP, MASK.float())
-    with pytest.raises(ValueError, match="a mask is empty"):
+    with pytest.raises(ValueError, match=r"masks \[0\] are empty"):
         pointing(MAP, ~MASK & MASK)
     with pytest.raises(ValueError, match="even H and W"):
         grid_pointing(torch.zeros(1, 3, 4), torch.tensor([0]))
@@ -188,3 +188,64 @@ def test_sensitivity_n_is_one_for_an_additive_score_and_zero_for_a_flat_map():
     assert torch.equal(flat, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="between 1 and 15"):
         sensitivity_n(brightness, images, images[:, 0], target, [16], tile=2)
+
+
+def test_equal_heat_is_ranked_by_nobody():
+    """A blank map tells nothing, wherever the object lies."""
+    images = torch.zeros(400, 1, 16, 16)
+    images[:, :, 8:] = 1
+    masks, blank = images[:, 0] > 0, torch.zeros(400, 16, 16)
+
+    def brightness(x, target):
+        return x.mean((1, 2, 3))
+
+    target = torch.zeros(400, dtype=torch.long)
+    for x, mask in ((images, masks), (images.flip(2), masks.flip(1))):
+        torch.testing.assert_close(inside_box(blank, mask), torch.full((400,), 0.5))
+        torch.testing.assert_close(effective_heat_ratio(blank, mask), torch.full((400,), 0.5))
+        area = degradation(brightness, x, blank, target, tile=4).area
+        assert area.mean().abs() < 3 * area.std() / 400**0.5
+        assert area.std() > 0
+
+
+@pytest.mark.parametrize("metric", [inside_box, effective_heat_ratio, pointing])
+def test_localization_of_a_flipped_scene_is_the_same(metric):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randint(-2, 3, (50, 8, 6), generator=generator).clamp_min(0).float()
+    masks = torch.rand(50, 8, 6, generator=generator) < 0.4
+    for axis in (1, 2):
+        torch.testing.assert_close(metric(maps.flip(axis), masks.flip(axis)), metric(maps, masks))
+
+
+def test_maps_that_are_not_finite():
+    broken = MAP.clone()
+    broken[0, 0, 0] = float("nan")
+    images, target = torch.zeros(1, 1, *MAP.shape[1:]), torch.zeros(1, dtype=torch.long)
+    for call in (
+        lambda: inside_box(broken, MASK), lambda: effective_heat_ratio(broken, MASK),
+        lambda: pointing(broken, MASK), lambda: grid_pointing(broken, target),
+        lambda: degradation(lambda x, t: x.sum((1, 2, 3)), images, broken, target, tile=1),
+    ):
+        with pytest.raises(ValueError, match=r"maps \[0\] hold NaN or Inf"):
+            call()
+
+
+def test_single_pixels_are_put_into_a_blurred_image():
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    heat, target = images[:, 0], torch.zeros(2, dtype=torch.long)
+
+    def contrast(x, target):
+        return x.std((1, 2, 3))
+
+    scores = [insertion(contrast, images, one, target, tile=1) for one in (heat, heat * 0 + 1)]
+    assert (scores[0] - scores[1]).abs().min() > 1e-3
+
+
+def test_a_correlation_does_not_hang_on_the_scale():
+    generator = torch.Generator().manual_seed(0)
+    images, target = torch.rand(3, 1, 8, 8, generator=generator), torch.zeros(3, dtype=torch.long)
+    for scale in (1.0, 1e-7):
+        result = sensitivity_n(
+            lambda x, t: scale * x.double().sum((1, 2, 3)), images, scale * images[:, 0], target,
+            [3], tile=2)
+        torch.testing.assert_close(result, torch.ones(3, 1), rtol=1e-4, atol=1e-4)

@@ -1,9 +1,14 @@
-"""Does the heat lie on the object? Metrics against boxes or masks, one value per image."""
+"""Does the heat lie on the object? Metrics against boxes or masks, one value per image.
+
+Of equally hot pixels none comes first: each counts as the mean of them all.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from captum_mi.metrics.removal import check_finite
 
 __all__ = ["effective_heat_ratio", "grid_pointing", "inside_box", "pointing"]
 
@@ -15,8 +20,22 @@ def _check(maps: Tensor, masks: Tensor) -> None:
             f"{tuple(maps.shape)} and {masks.dtype} masks {tuple(masks.shape)}. Sum an "
             "attribution over its channels first"
         )
-    if not bool(masks.flatten(1).any(1).all()):
-        raise ValueError("a mask is empty; expected at least one pixel of object in each")
+    check_finite(maps)
+    empty = (~masks.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"masks {empty} are empty; expected at least one pixel of object in each")
+
+
+def _hottest_first(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Heat ``(N, pixels)`` in falling order, and how much object the first k pixels hold."""
+    heat, order = heat.sort(dim=1, descending=True)
+    hits = masks.flatten(1).gather(1, order).double()
+    level = torch.zeros_like(order)  # number of the group of equals
+    level[:, 1:] = (heat[:, 1:] != heat[:, :-1]).cumsum(1)
+    total, size = (
+        torch.zeros_like(hits).scatter_add(1, level, one) for one in (hits, torch.ones_like(hits))
+    )
+    return heat, (total / size.clamp_min(1)).gather(1, level).cumsum(1)
 
 
 def inside_box(maps: Tensor, masks: Tensor) -> Tensor:
@@ -27,13 +46,12 @@ def inside_box(maps: Tensor, masks: Tensor) -> Tensor:
         masks: object ``(N, H, W)``, boolean.
 
     Returns:
-        ``(N,)`` in [0, 1]; a random map scores the object's share of the image.
+        ``(N,)`` in [0, 1]; a random map, or a flat one, scores the object's share of the image.
     """
     _check(maps, masks)
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    hit = masks.flatten(1).gather(1, order).double().cumsum(1)
+    _, hits = _hottest_first(maps.flatten(1), masks)
     n = masks.flatten(1).sum(1)
-    return (hit.gather(1, n[:, None] - 1)[:, 0] / n).float()
+    return (hits.gather(1, n[:, None] - 1)[:, 0] / n).float()
 
 
 def pointing(maps: Tensor, masks: Tensor) -> Tensor:
@@ -73,9 +91,8 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, levels: int = 19) -> Tenso
     _check(maps, masks)
     heat = maps.flatten(1).double().clamp_min(0)
     heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, torch.ones_like(heat))
-    sorted_heat, order = heat.sort(dim=1, descending=True, stable=True)
-    mass = sorted_heat.cumsum(1) / sorted_heat.sum(1, keepdim=True)
-    hits = masks.flatten(1).gather(1, order).double().cumsum(1)
+    heat, hits = _hottest_first(heat, masks)
+    mass = heat.cumsum(1) / heat.sum(1, keepdim=True)
     quantiles = torch.linspace(0, 1, levels + 2, dtype=mass.dtype, device=mass.device)[1:-1]
     count = torch.searchsorted(mass.contiguous(), quantiles.expand(len(mass), -1).contiguous())
     count = count.clamp_max(mass.shape[1] - 1)
@@ -99,6 +116,7 @@ def grid_pointing(maps: Tensor, cells: Tensor) -> Tensor:
             "expected maps (N, H, W) with even H and W and one cell for each; got maps "
             f"{tuple(maps.shape)} and {len(cells)} cells"
         )
+    check_finite(maps)
     n, h, w = maps.shape
     heat = maps.double().clamp_min(0).reshape(n, 2, h // 2, 2, w // 2).sum((2, 4)).flatten(1)
     heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, torch.ones_like(heat))

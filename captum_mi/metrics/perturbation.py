@@ -1,4 +1,7 @@
-"""Does the prediction follow the heat? Tiles are removed in the order of their relevance."""
+"""Does the prediction follow the heat? Tiles are removed in the order of their relevance.
+
+Tiles of equal heat go in an order drawn at random, the same in every call.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from torchvision.transforms.functional import gaussian_blur
 from captum_mi.metrics.removal import Score, scores_without, tile_heat
 
 __all__ = ["Curves", "degradation", "deletion", "insertion"]
+
+
+_LEAST_BLUR = 5  # pixels
 
 
 class Curves(NamedTuple):
@@ -118,7 +124,7 @@ def insertion(
         target: class of each image ``(N,)``.
         tile: side of a tile in pixels; divides H and W.
         baseline: the canvas, broadcastable to the images; ``None`` for each image blurred
-            beyond the size of a tile, as in the source.
+            beyond the size of a tile, by 2.5 pixels at least, as in the source.
         batch_size: images per call of ``score``.
         tiles_per_step: tiles removed between two points of a curve; more are coarser and cheaper.
 
@@ -134,8 +140,9 @@ def insertion(
 
 
 def _blurred(images: Tensor, tile: int) -> Tensor:
-    size = 2 * (min(2 * tile, *images.shape[2:]) // 2) - 1
-    return gaussian_blur(images, [size, size], [tile / 2, tile / 2])
+    sigma = max(tile, _LEAST_BLUR) / 2
+    size = 2 * (min(4 * sigma, *images.shape[2:]) // 2) - 1
+    return gaussian_blur(images, [int(size)] * 2, [sigma, sigma])
 
 
 def _removed(tiles: int, per_step: int, device: torch.device) -> Tensor:
@@ -152,7 +159,10 @@ def _area(curve: Tensor, removed: Tensor) -> Tensor:
 def _relevance_rank(images: Tensor, maps: Tensor, tile: int) -> Tensor:
     """Rank of each tile by mean heat, ``(N, tiles)``; 0 is the least relevant."""
     heat = tile_heat(images, maps, tile)
-    return heat.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    drawn = torch.rand(heat.shape, generator=torch.Generator().manual_seed(0))
+    shuffled = drawn.argsort(1).to(heat.device)
+    order = shuffled.gather(1, heat.gather(1, shuffled).argsort(dim=1, stable=True))
+    return order.argsort(1)
 
 
 def _curve(

@@ -8,17 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Score", "scores_without", "tile_heat"]
+__all__ = ["Score", "check_finite", "scores_without", "tile_heat"]
 
 #: ``(images, target) -> (N,)``, for example the softmax probability of the target.
 Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def check_finite(maps: Tensor) -> None:
+    """Raise ``ValueError`` for maps with NaN or Inf, which cannot be ranked."""
+    bad = (~maps.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"maps {bad} hold NaN or Inf; expected finite heat")
 
 
 def tile_heat(images: Tensor, maps: Tensor, tile: int) -> Tensor:
     """Mean heat of each tile, ``(N, tiles)``, row by row.
 
     Raises:
-        ValueError: for maps of another shape than the images', or a tile that does not divide.
+        ValueError: for maps of another shape than the images', with NaN or Inf, or a tile that
+            does not divide.
     """
     n, _, h, w = images.shape
     if maps.shape != (n, h, w) or h % tile or w % tile:
@@ -26,6 +34,7 @@ def tile_heat(images: Tensor, maps: Tensor, tile: int) -> Tensor:
             f"expected maps {(n, h, w)} for images {tuple(images.shape)}, and a tile that "
             f"divides height and width; got maps {tuple(maps.shape)}, tile {tile}"
         )
+    check_finite(maps)
     return F.avg_pool2d(maps[:, None].float(), tile).flatten(1)
 
 

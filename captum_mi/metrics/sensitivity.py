@@ -68,7 +68,14 @@ def sensitivity_n(
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson correlation along axis 1; 0 where either side is constant."""
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    scale = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(scale > 1e-12, (a * b).sum(1) / scale.clamp_min(1e-12), 0.0)
+    """Pearson correlation along axis 1; 0 where either side is constant, up to rounding."""
+    (a, a_varies), (b, b_varies) = _standardised(a), _standardised(b)
+    return torch.where(a_varies & b_varies, (a * b).sum(1), 0.0)
+
+
+def _standardised(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of mean 0 and length 1, and which rows vary."""
+    centred = values - values.mean(1, keepdim=True)
+    length = centred.norm(dim=1)
+    varies = length > 1e-6 * values.norm(dim=1)
+    return centred / length.clamp_min(torch.finfo(length.dtype).tiny)[:, None], varies
