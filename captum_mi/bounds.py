@@ -105,7 +105,8 @@ def donsker_varadhan(positive: Tensor, log_partition: Tensor) -> Tensor:
 
     .. math:: \mathbb{E}_{p(x, y)}[f(x, y)] - \log \mathbb{E}_{p(x) p(y)}\bigl[e^{f(x, y)}\bigr]
 
-    Its ceiling grows with the *square* of the bank, where that of InfoNCE grows with the batch.
+    With independent pairs of two banks its ceiling grows with their product, where that of
+    InfoNCE grows with the batch.
     Source: Belghazi et al., 2018, https://arxiv.org/abs/1801.04062.
 
     Args:
@@ -138,7 +139,8 @@ def categorical_kl(log_q: Tensor, log_r: Tensor) -> Tensor:
     Returns:
         ``(...)``, in nats, never negative.
     """
-    return (log_q.exp() * (log_q - log_r)).sum(-1).clamp_min(0)
+    apart = torch.where(log_q == -torch.inf, 0.0, log_q - log_r)  # 0 log 0 is 0
+    return (log_q.exp() * apart).sum(-1).clamp_min(0)
 
 
 def bernoulli_kl(q_logits: Tensor, r_logits: Tensor) -> Tensor:

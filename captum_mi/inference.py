@@ -108,6 +108,7 @@ class FixedAlpha(nn.Module):
 
     def forward(self, context: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
         """Logit ``(N, 1, *positions)``; of the context, only its batch size is used."""
-        return resize(self.logit[None, None], positions).expand(
-            len(context[0]), 1, *positions
-        )
+        logit = self.logit[None, None]
+        if self.logit.dim() and self.logit.shape != tuple(positions):  # alpha is what is averaged
+            logit = logit_of(resize(torch.sigmoid(logit), positions).clamp(0, 1))
+        return resize(logit, positions).expand(len(context[0]), 1, *positions)

@@ -137,6 +137,9 @@ class Networks(nn.Module):
 
     def alpha_logits(self, z: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """Logit of alpha for each noised site: one map, resized."""
+        if isinstance(self.inference, FixedAlpha):
+            return {site: self.inference([z[site]], z[site].shape[2:])
+                    for site in self.noised_sites}
         return self.spread(self.alpha_map(z), z)
 
     def injections(

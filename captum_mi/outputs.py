@@ -188,8 +188,13 @@ class CategoricalOutput(Output):
         """Labels are class indices ``(N,)`` or probabilities ``(N, *shape)``."""
         log_p = self._log_probabilities(raw)
         if labels.is_floating_point():
+            if labels[0].numel() != self.size:
+                raise ValueError(
+                    f"labels of {labels.dtype} have shape {tuple(labels.shape)}; expected class "
+                    f"indices as integers, or a probability for each of {self.size} classes"
+                )
             return -(labels.reshape(len(labels), -1) * log_p).sum(-1)
-        return -log_p.gather(1, labels.reshape(-1, 1))[:, 0]
+        return -log_p.gather(1, labels.reshape(-1, 1).long())[:, 0]
 
 
 def _bernoulli_nll(logits: Tensor, y: Tensor) -> Tensor:
@@ -262,8 +267,10 @@ class BernoulliOutput(Output):
 class GaussianOutput(Output):
     """A continuous vector, whitened with the fitting data's mean and covariance.
 
-    In whitened coordinates ``r(y)`` is N(0, I) and ``q(y | x')`` a diagonal Gaussian. It has no
-    classes of its own: evidence for a class needs a downstream function.
+    In whitened coordinates ``r(y)`` is N(0, I) and ``q(y | x')`` a diagonal Gaussian. Directions
+    that hardly vary (dead units, or more of them than examples) can tell nothing and are left
+    out: there y is 0 and q is r. It has no classes of its own: evidence for a class needs a
+    downstream function.
     """
 
     mean: Tensor
@@ -297,14 +304,22 @@ class GaussianOutput(Output):
         mean = rows.mean(0)
         covariance = (rows - mean).T @ (rows - mean) / len(rows)
         variance, axes = torch.linalg.eigh(covariance)
-        # Directions that hardly vary (or that too few examples determine) are not blown up.
-        scale = variance.clamp_min(1e-4 * float(variance.mean().clamp_min(1e-12))).sqrt()
+        varies = variance > 1e-4 * variance.mean().clamp_min(1e-12)
+        scale = torch.where(varies, variance, 0.0).sqrt()
+        inverse = torch.where(varies, 1 / scale, 0.0)
+        # Near the representation's own coordinates, unless directions are to be left out.
+        back = axes.T if bool(varies.all()) else torch.eye(self.size, dtype=axes.dtype)
         self.mean.copy_(mean)
-        self.whiten.copy_((axes / scale) @ axes.T)
-        self.colour.copy_((axes * scale) @ axes.T)
+        self.whiten.copy_((axes * inverse) @ back)
+        self.colour.copy_(back.T @ (axes * scale).T)
+
+    @property
+    def _varies(self) -> Tensor:
+        """Which whitened coordinates are used, ``(size,)``."""
+        return self.whiten.any(0)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_var = parameters.chunk(2, -1)
+        mean, log_var = (part * self._varies for part in parameters.chunk(2, -1))
         return mean, 8 * torch.tanh(log_var / 8)  # a variance within exp(+-8): finite always
 
     def expectation(self, parameters: Tensor) -> Tensor:
@@ -334,10 +349,13 @@ class GaussianOutput(Output):
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         """Half the squared whitened distance per dimension: 1/2 for an unrelated constant."""
-        return 0.5 * (self.encode(first) - self.encode(second)).square().mean(-1)
+        return self._per_dimension(self.encode(first) - self.encode(second))
 
     def uninformed(self, raw: Tensor) -> Tensor:
-        return 0.5 * self.encode(raw).square().mean()
+        return self._per_dimension(self.encode(raw)).mean()
+
+    def _per_dimension(self, y: Tensor) -> Tensor:
+        return 0.5 * y.square().sum(-1) / self._varies.sum().clamp_min(1)
 
     def label_loss(self, raw: Tensor, labels: Tensor) -> Tensor:
         """Labels are values of the representation, ``(N, *shape)``."""

@@ -1,4 +1,4 @@
-"""Panels of maps beside their inputs, with units and colour bars, on Captum's visualization."""
+"""Panels of maps beside their inputs, with units and colour bars."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def panel(
     Returns:
         matplotlib figure; save it with ``.savefig(path)``.
     """
-    from captum.attr import visualization
     from matplotlib.figure import Figure
 
     rows, columns = len(images), 1 + len(maps)
@@ -45,10 +44,8 @@ def panel(
     if title is not None:
         figure.suptitle(title)
     for i in range(rows):
-        pixels = _displayable(images[i])
-        visualization.visualize_image_attr(
-            pixels, pixels, "original_image", use_pyplot=False, plt_fig_axis=(figure, axes[i, 0])
-        )
+        axes[i, 0].imshow(_displayable(images[i]))
+        axes[i, 0].set(xticks=[], yticks=[])
         if titles is not None:
             axes[i, 0].set_ylabel(titles[i], fontsize=9)
         for j, (name, heat) in enumerate(maps.items(), 1):
@@ -70,7 +67,7 @@ def _draw(figure: Figure, axis: object, heat: Tensor, unit: str) -> None:
     """One map in its own units: a colour bar in nats says more than one scaled to [-1, 1]."""
     values = heat.detach().float().cpu()
     values = values.sum(0) if values.dim() == 3 else values
-    limit = max(float(np.percentile(values.abs().numpy(), 99.5)), 1e-12)
+    limit = float(np.percentile(values.abs().numpy(), 99.5)) or float(values.abs().max()) or 1.0
     signed = bool((values < 0).any())
     image = axis.imshow(  # type: ignore[attr-defined]
         values, cmap="RdBu_r" if signed else "Reds", vmin=-limit if signed else 0, vmax=limit

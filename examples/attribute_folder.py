@@ -6,9 +6,10 @@
 
 ``--images`` is a folder of image files, at any depth. Each process takes every n-th shard of
 ``--shard`` images and writes it as ``shard_00000.safetensors``: ``maps`` (n, H, W) in nats per
-pixel, ``targets`` (n,), and the file names in the metadata; shards that are there are not made
-again. Without ``--fit``, or if that file is missing, the processes fit together first. With
-``--overlays`` a picture of every image is written too. Memory does not grow with their number.
+pixel, ``targets`` (n,), and the file names in the metadata; shards that are there, of the same
+images and settings, are not made again. Without ``--fit``, or if that file is missing, the
+processes fit together first. With ``--overlays`` a picture of every image is written too. Memory
+does not grow with their number.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torchvision
 from captum.attr import visualization
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -84,9 +86,11 @@ def main() -> None:
     attr = fitted(model, folder, options, world)
     wanted = [n for n in range(-(-len(folder) // options.shard)) if n % world == rank]
     for number in tqdm(wanted, desc="shards", disable=rank > 0):
+        rows = range(number * options.shard, min((number + 1) * options.shard, len(folder)))
         path = options.out / f"shard_{number:05d}.safetensors"
-        if not path.exists():
-            write_shard(path, attr, folder, number, options)
+        description = described(attr, folder, rows, options)
+        if not path.exists() or description_of(path) != description:
+            write_shard(path, attr, folder, rows, description, options)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -133,21 +137,32 @@ def fitted(
     return attr
 
 
+def described(
+    attr: InfoBottleneckAttribution, folder: Folder, rows: range, options: argparse.Namespace
+) -> dict[str, str]:
+    """What is in a shard and how it was made: its metadata."""
+    names = [str(folder.paths[i].relative_to(options.images)) for i in rows]
+    settings = {name: str(getattr(options, name))
+                for name in ("model", "weights", "size", "fit", "steps", "target", "overlays")}
+    return {"names": json.dumps(names), "layers": json.dumps(attr.layers),
+            "unit": "nats / pixel", "settings": json.dumps(settings)}
+
+
+def description_of(path: Path) -> dict[str, str]:
+    """The metadata of a shard that is there."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def write_shard(
-    path: Path, attr: InfoBottleneckAttribution, folder: Folder, number: int,
-    options: argparse.Namespace,
+    path: Path, attr: InfoBottleneckAttribution, folder: Folder, rows: range,
+    description: dict[str, str], options: argparse.Namespace,
 ) -> None:
     """Maps of one shard; the file appears when it is whole."""
-    start = number * options.shard
-    stop = min(start + options.shard, len(folder))
-    maps, targets = zip(*explained(attr, folder, range(start, stop), options))
-    names = [str(folder.paths[i].relative_to(options.images)) for i in range(start, stop)]
+    maps, targets = zip(*explained(attr, folder, rows, options))
     unfinished = path.with_suffix(".unfinished")
-    save_file(
-        {"maps": torch.cat(maps), "targets": torch.cat(targets)}, unfinished,
-        {"names": json.dumps(names), "layers": json.dumps(attr.layers), "unit": "nats / pixel"},
-    )
-    unfinished.rename(path)
+    save_file({"maps": torch.cat(maps), "targets": torch.cat(targets)}, unfinished, description)
+    unfinished.replace(path)
 
 
 def explained(
@@ -176,11 +191,14 @@ def overlay(image: Tensor, heat: Tensor) -> Figure:
     pixels = (pixels - pixels.min()) / max(float(pixels.max() - pixels.min()), 1e-12)
     figure = Figure(figsize=(4, 3.4), layout="constrained")
     axis = figure.subplots()
-    visualization.visualize_image_attr(
-        heat[..., None].numpy(), pixels, "blended_heat_map", sign="all", alpha_overlay=0.6,
-        use_pyplot=False, plt_fig_axis=(figure, axis), show_colorbar=False,
-    )
-    limit = float(heat.abs().max())
+    if heat.any():  # Captum cannot scale a map of zeros
+        visualization.visualize_image_attr(
+            heat[..., None].numpy(), pixels, "blended_heat_map", sign="all", alpha_overlay=0.6,
+            use_pyplot=False, plt_fig_axis=(figure, axis), show_colorbar=False,
+        )
+    else:
+        axis.imshow(pixels)
+    limit = float(heat.abs().max()) or 1.0
     scale = axis.imshow(heat, cmap="RdYlGn", vmin=-limit, vmax=limit, alpha=0)
     bar = figure.colorbar(scale, ax=axis)
     bar.solids.set_alpha(1)

@@ -109,6 +109,7 @@ def open_data(options: argparse.Namespace) -> tuple[Photographs, Photographs]:
 
 def build(options: argparse.Namespace) -> PrototypicalNetwork:
     """The network, untrained or with weights, on its device."""
+    torch.manual_seed(options.seed)
     encoder = torchvision.models.get_model(options.encoder, num_classes=options.embedding)
     if options.weights:
         state = torch.load(options.weights, map_location="cpu", weights_only=True)

@@ -89,6 +89,7 @@ def open_data(options: argparse.Namespace) -> tuple[Photographs, Photographs]:
 
 def build(options: argparse.Namespace, classes: int) -> nn.Module:
     """The network: untrained, from a file, or pretrained with a new last layer."""
+    torch.manual_seed(options.seed)
     if options.weights and not Path(options.weights).exists():
         model = torchvision.models.get_model(options.model, weights=options.weights)
         model.fc = nn.Linear(model.fc.in_features, classes)

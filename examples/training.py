@@ -44,13 +44,14 @@ def train(
         return
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps_per_epoch)
+    run = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "lr": lr}
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if state["epochs"] != epochs:
+        if state["run"] != run:
             raise ValueError(
-                f"{checkpoint} belongs to a run of {state['epochs']} epochs; this one has "
-                f"{epochs}. Remove it, or ask for as many"
+                f"{checkpoint} belongs to a run with {state['run']}; this one has {run}. Remove "
+                "it, or ask for the same"
             )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -69,9 +70,11 @@ def train(
             schedule.step()
             bar.set_postfix(loss=f"{value.item():.3f}")
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = checkpoint.with_name(f"{checkpoint.name}.unfinished")
         torch.save(
             {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "schedule": schedule.state_dict(), "epoch": epoch + 1, "epochs": epochs},
-            checkpoint,
+             "schedule": schedule.state_dict(), "epoch": epoch + 1, "run": run},
+            unfinished,
         )
+        unfinished.replace(checkpoint)
     model.eval()

@@ -44,9 +44,27 @@ def test_training_goes_on_where_it_stopped(tmp_path, capsys):
         assert torch.equal(stopped[name], value)
 
 
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    """Stopped while it is written, training goes on from the one before."""
+    whole = trained(tmp_path, "whole", 3)
+    save, calls = torch.save, []
+
+    def interrupted(state, path):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half of it")
+            raise KeyboardInterrupt
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    for name, value in trained(tmp_path, "stopped", 3).items():
+        assert torch.equal(whole[name], value)
+
+
 def test_training_refuses_the_checkpoint_of_another_run(tmp_path):
     trained(tmp_path, "run", 2)
-    with pytest.raises(ValueError, match="belongs to a run of 2 epochs; this one has 3"):
+    message = "belongs to a run with .*'epochs': 2.*this one has .*'epochs': 3"
+    with pytest.raises(ValueError, match=message):
         trained(tmp_path, "run", 3)
 
 

@@ -246,6 +246,6 @@ def test_a_correlation_does_not_hang_on_the_scale():
     images, target = torch.rand(3, 1, 8, 8, generator=generator), torch.zeros(3, dtype=torch.long)
     for scale in (1.0, 1e-7):
         result = sensitivity_n(
-            lambda x, t: scale * x.double().sum((1, 2, 3)), images, scale * images[:, 0], target,
-            [3], tile=2)
+            lambda x, t, scale=scale: scale * x.double().sum((1, 2, 3)), images,
+            scale * images[:, 0], target, [3], tile=2)
         torch.testing.assert_close(result, torch.ones(3, 1), rtol=1e-4, atol=1e-4)

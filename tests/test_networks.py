@@ -239,6 +239,47 @@ def test_gaussian_output_whitens_and_needs_a_downstream_for_classes():
         output.evidence(torch.zeros(1, 1, 6))
 
 
+def test_directions_that_do_not_vary_tell_nothing():
+    """Dead units, and more units than examples: no head can do better than the marginal there."""
+    varying = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    dead = torch.cat([varying, torch.ones(500, 5)], 1) @ torch.linalg.qr(torch.randn(8, 8))[0]
+    few = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    for raw, used in ((dead, 3), (few, 5)):
+        output = GaussianOutput(raw.shape[1:])
+        output.fit_marginal(raw)
+        y = output.encode(raw)
+        torch.testing.assert_close(y.square().sum(1).mean(), torch.tensor(float(used)))
+        torch.testing.assert_close(output.decode(y), raw, rtol=1e-4, atol=1e-4)
+        sure = torch.full((1, 1, 2 * raw.shape[1]), -20.0)  # of the mean and the variance
+        sure[..., : raw.shape[1]] = 0
+        per_direction = float(output.kl(sure)) / used
+        assert 3 < per_direction < 4
+        zero = torch.zeros_like(sure)
+        torch.testing.assert_close(
+            output.negative_log_likelihood(zero, y[:, None])[:, 0],
+            output.marginal_negative_log_likelihood(y))
+        torch.testing.assert_close(output.uninformed(raw), torch.tensor(0.5))
+
+
+def test_labels_are_indices_or_probabilities():
+    output, raw = CategoricalOutput((5,)), torch.randn(2, 5)
+    expected = torch.nn.functional.cross_entropy(raw, torch.tensor([0, 2]), reduction="none")
+    for labels in (torch.tensor([0, 2]), torch.tensor([0, 2], dtype=torch.uint8),
+                   torch.eye(5)[[0, 2]]):
+        torch.testing.assert_close(output.label_loss(raw, labels), expected)
+    with pytest.raises(ValueError, match="expected class indices as integers"):
+        output.label_loss(raw, torch.tensor([0.0, 2.0]))
+
+
+def test_an_alpha_by_hand_is_averaged_itself():
+    alpha = torch.full((12, 12), 0.1)
+    alpha[::2, ::2] = 1
+    fixed = FixedAlpha(alpha)
+    logit = fixed([torch.zeros(3, 8, 6, 6)], (6, 6))
+    torch.testing.assert_close(torch.sigmoid(logit), torch.full((3, 1, 6, 6), 0.325))
+    assert torch.equal(fixed([torch.zeros(3, 8, 12, 12)], (12, 12))[0, 0], fixed.logit)
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [

@@ -197,10 +197,16 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path):
         assert json.loads(file.metadata()["names"]) == ["part1/7.png", "part1/9.png"]
     shards[1].unlink()
     before = shards[0].stat().st_mtime_ns
-    run(*command, "--out", tmp_path / "two", "--overlays")
+    to_pil_image(pixels).save(tmp_path / "images" / "part1" / "99.png")
+    assert "maps of 11 images" in run(*command, "--out", tmp_path / "two")
     assert shards[1].exists()
     assert shards[0].stat().st_mtime_ns == before
-    assert len(list((tmp_path / "two").glob("*.png"))) == 4
+    with safe_open(shards[2], "pt") as file:
+        assert file.get_tensor("maps").shape == (3, 32, 32)
+    run(*command, "--out", tmp_path / "two", "--overlays", "--target", 3)
+    with safe_open(shards[0], "pt") as file:
+        assert file.get_tensor("targets").tolist() == [3] * 4
+    assert len(list((tmp_path / "two").glob("*.png"))) == 11
 
 
 def test_train_on_scenes(tmp_path):

@@ -41,7 +41,16 @@ class View:
     antialias: bool = True
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Input ``(3, size, size)``."""
+        """Input ``(3, size, size)``.
+
+        Raises:
+            ValueError: for an image of more than 8 bits per channel.
+        """
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"an image has mode {image.mode!r}; expected 8 bits per channel, as white and "
+                "black would be lost: scale its values to 0 to 255 first"
+            )
         pixels = pil_to_tensor(image.convert("RGB")).float() / 255
         square = center_crop(
             resize(pixels, [self.size], antialias=self.antialias), [self.size]
@@ -55,8 +64,19 @@ class View:
 
 
 def box_mask(box: tuple[float, float, float, float], width: int, height: int) -> Tensor:
-    """Mask ``(height, width)`` of the box (xmin, ymin, xmax, ymax), at least one pixel."""
-    xmin, ymin, xmax, ymax = (round(value) for value in box)
+    """Mask ``(height, width)`` of the box (xmin, ymin, xmax, ymax), at least one pixel.
+
+    Raises:
+        ValueError: for a box that is reversed, or does not touch the image.
+    """
+    xmin, ymin, xmax, ymax = box
+    if not (xmin <= xmax and ymin <= ymax and xmin < width and ymin < height
+            and xmax >= 0 and ymax >= 0):
+        raise ValueError(
+            f"a box is {tuple(box)} in an image of {width} x {height} pixels; expected (xmin, "
+            "ymin, xmax, ymax) in rising order, within the image"
+        )
+    left, top = min(max(round(xmin), 0), width - 1), min(max(round(ymin), 0), height - 1)
     mask = torch.zeros(height, width, dtype=torch.bool)
-    mask[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
+    mask[top : max(round(ymax), top + 1), left : max(round(xmax), left + 1)] = True
     return mask
