@@ -272,7 +272,9 @@ class _BottleneckAttribution(InternalAttribution):
         Args:
             loader: any iterable that can be walked again. A bare tensor is the inputs, a pair
                 is (inputs, labels), a longer tuple is several inputs. Batches are moved to the
-                model's device.
+                model's device. One example in eight, told by its bits, is held out from the
+                heads: images that are augmented anew in each walk are not the same to it, and
+                the held-out figures then not those of unseen ones.
             steps: training steps, a batch each.
             additional_forward_args: further arguments of the model, as for ``attribute``.
             prepare_batch: turns what the loader yields into one of the forms above or a
@@ -374,8 +376,7 @@ class _BottleneckAttribution(InternalAttribution):
         self, model: nn.Module, structure: Structure, bank_sizes: Sequence[int]
     ) -> Networks:
         networks = Networks(self.design, structure, self.alpha, bank_sizes)
-        dtype = torch.promote_types(dtype_of(model), torch.float32)
-        return networks.to(device_of(model), dtype)
+        return networks.to(device_of(model), _own_dtype(model))
 
     def _passes(
         self, model: nn.Module, structure: Structure, amp: torch.dtype | None
@@ -401,10 +402,10 @@ class _BottleneckAttribution(InternalAttribution):
             yield
 
     def _move_networks(self, fit: _Fit) -> None:
-        """To where the model is; walking all of them each time would cost more than a map."""
-        device = device_of(self.model)
-        if device_of(fit.networks) != device:
-            fit.networks.to(device)
+        """To where the model is, in its precision; in every call it would cost more than a map."""
+        device, dtype = device_of(self.model), _own_dtype(self.model)
+        if device_of(fit.networks) != device or dtype_of(fit.networks) != dtype:
+            fit.networks.to(device, dtype)
 
     # ------------------------------------------------------------------ maps
 
@@ -731,6 +732,11 @@ def _weighting(
             f"{'' if structure.has_shares else ' and a prediction without classes'}"
         )
     return weighting
+
+
+def _own_dtype(model: nn.Module) -> torch.dtype:
+    """What our networks compute in beside a model."""
+    return torch.promote_types(dtype_of(model), torch.float32)
 
 
 def _blanks(inputs: tuple[Tensor, ...], baselines: Any) -> tuple[Tensor, ...]:

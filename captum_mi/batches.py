@@ -161,12 +161,16 @@ class Signature:
         )
 
     def check(self, inputs: tuple[Tensor, ...]) -> None:
-        """Raise where inputs differ from the fit's in number, dtype, axes or channels."""
+        """Raise where inputs differ from the fit's in number, dtype, axes or channels.
+
+        Floating-point inputs are to have the model's type, which may have changed since the fit.
+        """
         if len(inputs) != len(self.dtypes):
             raise ValueError(f"got {len(inputs)} inputs; the fit saw {len(self.dtypes)}")
         now = Signature.of(inputs)
         for i in range(len(inputs)):
-            if now.dtypes[i] != self.dtypes[i]:
+            if now.dtypes[i] != self.dtypes[i] and not (
+                    inputs[i].is_floating_point() and "float" in self.dtypes[i]):
                 raise TypeError(
                     f"input {i} has dtype {now.dtypes[i]}; the fit saw {self.dtypes[i]}. "
                     f"Convert it with .to(torch.{self.dtypes[i]})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -135,10 +137,19 @@ def test_another_size_is_welcome(fitted):
 
 
 def test_another_dtype(net, images, fitted, quick_fit):
-    with pytest.raises(TypeError, match=r"float64; the fit saw float32.*\.to\(torch\.float32"):
+    with pytest.raises(TypeError, match=r"float64; the model's.*float32.*\.to\(torch\.float32"):
         fitted.attribute(images.double(), target=0)
+    with pytest.raises(TypeError, match=r"dtype int64; the fit saw float32.*\.to\(torch\.float32"):
+        fitted.attribute(images.long(), target=0)
     with pytest.raises(TypeError, match="float64; the model's parameters are torch"):
         quick_fit(InfoBottleneckAttribution(net, "stage2"), [images.double()])
+
+
+def test_a_fit_serves_the_same_model_in_another_precision(net, images, fitted):
+    expected = fitted.attribute(images, target=0)
+    double = fitted.bind(copy.deepcopy(net).double())
+    torch.testing.assert_close(double.attribute(images.double(), 0).float(), expected)
+    torch.testing.assert_close(fitted.attribute(images, target=0), expected)
 
 
 def test_changed_weights_are_a_warning(net, images, fitted, recwarn):
