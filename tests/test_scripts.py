@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attribute_folder
 import numpy as np
 import pytest
 import torch
@@ -174,7 +175,7 @@ def test_speed_benchmark(tmp_path):
     assert len((tmp_path / "speed_memory.csv").read_text().splitlines()) == 1 + 6
 
 
-def test_attribute_folder_on_two_processes_and_again(tmp_path):
+def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, capsys):
     generator = torch.Generator().manual_seed(0)
     for i in range(10):
         pixels = torch.randint(0, 255, (3, 40, 40), generator=generator, dtype=torch.uint8)
@@ -198,12 +199,16 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path):
     shards[1].unlink()
     before = shards[0].stat().st_mtime_ns
     to_pil_image(pixels).save(tmp_path / "images" / "part1" / "99.png")
-    assert "maps of 11 images" in run(*command, "--out", tmp_path / "two")
+    again = [*map(str, command), "--out", str(tmp_path / "two")]
+    monkeypatch.setattr(sys, "argv", again)
+    attribute_folder.main()
+    assert "maps of 11 images" in capsys.readouterr().out
     assert shards[1].exists()
     assert shards[0].stat().st_mtime_ns == before
     with safe_open(shards[2], "pt") as file:
         assert file.get_tensor("maps").shape == (3, 32, 32)
-    run(*command, "--out", tmp_path / "two", "--overlays", "--target", 3)
+    monkeypatch.setattr(sys, "argv", [*again, "--overlays", "--target", "3"])
+    attribute_folder.main()
     with safe_open(shards[0], "pt") as file:
         assert file.get_tensor("targets").tolist() == [3] * 4
     assert len(list((tmp_path / "two").glob("*.png"))) == 11
