@@ -177,6 +177,9 @@ class EpisodeSampler:
         episodes: int = 600,
         seed: int = 0,
     ) -> None:
+        for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
         self.ways, self.shots, self.queries = ways, shots, queries
         self.episodes, self.seed = episodes, seed
         array = np.asarray(labels)

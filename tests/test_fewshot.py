@@ -95,6 +95,8 @@ def test_episodes_are_seeded_and_disjoint():
 def test_too_few_classes_for_an_episode():
     with pytest.raises(ValueError, match=r"at least 4 images; 1 of 2 have them"):
         EpisodeSampler([0, 0, 0, 0, 1], ways=2, shots=1, queries=3)
+    with pytest.raises(ValueError, match="shots must be at least 1; got 0"):
+        EpisodeSampler([0, 0, 1, 1], ways=2, shots=0, queries=1)
 
 
 def fitted_on_episodes(network, data, quick_fit, **options):
