@@ -50,7 +50,7 @@ def trained():
         nn.functional.cross_entropy(model(x), label).backward()
         optimizer.step()
     attr = InfoBottleneckAttribution(model, "body", head_hidden=(32,), critic_hidden=(32,))
-    attr.fit(list(x.split(64)), steps=200, lr=1e-2, progress=False)
+    attr.fit(list(x.split(64)), steps=300, lr=1e-2, progress=False)
     return attr
 
 
