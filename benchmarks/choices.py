@@ -139,17 +139,21 @@ def main() -> None:
         + provenance(model="DigitResNet", fitted_on=options.train, steps=options.steps,
                      kappa=f"{kappa:.3f} nats", seed=options.seed)
     )
-    rows = [[DEFAULT, *map(mean_and_error, default)]]
-    print(*rows[0], sep="  ", flush=True)
+    rows: list[list[str]] = []
+
+    def add(name: str, values: list[Tensor]) -> None:
+        rows.append([name, *map(mean_and_error, values)])
+        print(*rows[-1], sep="  ", flush=True)
+        write_table(options.out, "Choices of the fit, digit scenes", ["", *metrics], rows, note)
+
+    add(DEFAULT, default)
     for name, choice in choices(kappa, options.steps).items():
         if options.rows and not name.startswith(tuple(options.rows)):
             continue
         same = choice == Choice(call=choice.call)
         other = attr if same else fitted(model, train, choice, options)
         values = measured(other, choice, evaluation)
-        rows.append([name, *(mean_and_error(v - d) for v, d in zip(values, default))])
-        print(*rows[-1], sep="  ", flush=True)
-        write_table(options.out, "Choices of the fit, digit scenes", ["", *metrics], rows, note)
+        add(name, [value - base for value, base in zip(values, default)])
 
 
 def as_photographs(scenes: Scenes) -> Photographs:

@@ -57,15 +57,16 @@ class Readout:
         uniform = networks.design.marginal == "uniform"
         return cls(networks.output, downstream, None if uniform else networks.class_log_marginal)
 
-    def decided(self, one: Pass) -> Tensor:
-        """What has the classes that evidence is read for: y, or the downstream function's."""
-        return one.y if self.downstream is None else one.prediction
+    def log_probability(self, one: Pass, index: Tensor) -> Tensor:
+        """``log p`` of the classes ``(N, S)`` in a pass, together: ``(N,)``.
 
-    def classes(self, decided: Tensor) -> Output:
-        """What that is, ``(N, ...)``: y itself, or the downstream function's classes."""
+        The classes are those that evidence is read for: y's own, or the downstream function's.
+        """
         if self.downstream is None:
-            return self.output
-        return CategoricalOutput(decided.shape[1:]).to(decided.device)
+            return self.output.log_probability(one.y, index)
+        logits = one.prediction
+        classes = CategoricalOutput(logits.shape[1:]).to(logits.device)
+        return classes.log_probability(logits, index)
 
     def kl(self, parameters: Tensor) -> Tensor:
         """Expectation over q of the evidence about y itself: ``(N, P)``, never negative."""

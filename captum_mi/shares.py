@@ -43,7 +43,7 @@ class Decision:
     Attributes:
         passes: passes of the model.
         networks: the fit.
-        readout: tells what in a pass has the classes.
+        readout: tells the probability of classes in a pass.
         inputs: one batch.
         args: additional forward arguments of the batch.
         z: standardised features of the first pass.
@@ -62,8 +62,7 @@ class Decision:
 
     def log_probability(self, one: Pass) -> Tensor:
         """``log p(c)`` of a pass, ``(N,)``."""
-        decided = self.readout.decided(one)
-        return self.readout.classes(decided).log_probability(decided, self.index)
+        return self.readout.log_probability(one, self.index)
 
     def shares(self, levels: Sequence[float] = LEVELS) -> Tensor:
         """Shares of the positions: their mean slope over levels of noise.

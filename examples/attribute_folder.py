@@ -89,7 +89,8 @@ def main() -> None:
         rows = range(number * options.shard, min((number + 1) * options.shard, len(folder)))
         path = options.out / f"shard_{number:05d}.safetensors"
         description = described(attr, folder, rows, options)
-        if not path.exists() or description_of(path) != description:
+        if not (is_there(path, description) and all(
+                picture_of(folder, i, options).exists() for i in rows if options.overlays)):
             write_shard(path, attr, folder, rows, description, options)
     if world > 1:
         dist.barrier()
@@ -143,15 +144,22 @@ def described(
     """What is in a shard and how it was made: its metadata."""
     names = [str(folder.paths[i].relative_to(options.images)) for i in rows]
     settings = {name: str(getattr(options, name))
-                for name in ("model", "weights", "size", "fit", "steps", "target", "overlays")}
+                for name in ("model", "weights", "size", "fit", "steps", "target")}
     return {"names": json.dumps(names), "layers": json.dumps(attr.layers),
             "unit": "nats / pixel", "settings": json.dumps(settings)}
 
 
-def description_of(path: Path) -> dict[str, str]:
-    """The metadata of a shard that is there."""
+def is_there(path: Path, description: dict[str, str]) -> bool:
+    """Whether a shard has been written, of that description."""
+    if not path.exists():
+        return False
     with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+        return bool(file.metadata() == description)
+
+
+def picture_of(folder: Folder, i: int, options: argparse.Namespace) -> Path:
+    """Where the picture of an image is written."""
+    return (options.out / f"{i:08d}_{folder.paths[i].stem}").with_suffix(".png")
 
 
 def write_shard(
@@ -180,8 +188,7 @@ def explained(
         maps = attr.attribute(images, target).sum(1).cpu()
         if options.overlays:
             for image, heat, i in zip(images.cpu(), maps, indices.tolist()):
-                overlay(image, heat).savefig(
-                    (options.out / f"{i:08d}_{folder.paths[i].stem}").with_suffix(".png"), dpi=100)
+                overlay(image, heat).savefig(picture_of(folder, i, options), dpi=100)
         yield maps, target.cpu()
 
 

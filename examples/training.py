@@ -48,10 +48,10 @@ def train(
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if state["run"] != run:
+        if state.get("run") != run:
             raise ValueError(
-                f"{checkpoint} belongs to a run with {state['run']}; this one has {run}. Remove "
-                "it, or ask for the same"
+                f"{checkpoint} belongs to a run with {state.get('run')}; this one has {run}. "
+                "Remove it, or ask for the same"
             )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
