@@ -49,6 +49,7 @@ from captum_mi.reading import (
 )
 from captum_mi.readout import Readout, target_index
 from captum_mi.refinement import shared_noise
+from captum_mi.remember import FirstPasses
 from captum_mi.structure import Design, Structure, check_choice, default_layers, probe
 from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 
@@ -254,6 +255,7 @@ class _BottleneckAttribution(InternalAttribution):
         finetune_base: bool = False,
         base_lr: float = 1e-4,
         amp: bool | None = None,
+        cache_bytes: int = 2**31,
         seed: int = 0,
         progress: bool = True,
     ) -> History:
@@ -295,6 +297,9 @@ class _BottleneckAttribution(InternalAttribution):
             base_lr: learning rate of that copy.
             amp: bfloat16 for the passes of the model. Default: on CUDA, for float32 models;
                 inside ``torch.autocast``, what that says.
+            cache_bytes: memory, on the model's device, for what the first walk's passes of the
+                model gave. If it suffices for all examples, and the loader yields the same ones
+                again, in whatever order, later walks need no first passes; else nothing is kept.
             seed: of all randomness in the fit. Global random states are left as they were.
             progress: show progress bars with the terms of the objective.
 
@@ -320,6 +325,8 @@ class _BottleneckAttribution(InternalAttribution):
         if beta1 and bank_size < 1:
             raise ValueError(
                 f"bank_size must be at least 1; got {bank_size}. Pass beta1=0 for no critics")
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be at least 0; got {cache_bytes}")
         original: nn.Module = self.forward_func
         base = copy.deepcopy(original) if finetune_base else None
         model = original if base is None else base
@@ -344,15 +351,17 @@ class _BottleneckAttribution(InternalAttribution):
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)
             passes = self._passes(model, structure, precision)
-            found = survey(passes, networks, walk, settings)
+            limit = cache_bytes if structure.resumes and base is None else 0
+            firsts = FirstPasses(passes, networks.noised_sites, limit, _length(loader))
+            found = survey(firsts, networks, walk, settings)
             if self.downstream is not None:
                 networks.class_log_marginal = found.task_output.log_marginal  # type: ignore
             teacher = None
             if base is not None:
                 base.requires_grad_(True)
                 teacher = self._passes(original, structure, precision)
-            history, beta2 = train(passes, networks, walk, found, settings, teacher)
-            fill_bank(passes, networks, walk, found, settings)
+            history, beta2 = train(firsts, networks, walk, found, settings, teacher)
+            fill_bank(firsts, networks, walk, found, settings)
         networks.requires_grad_(False)
         self._fit = _Fit(structure, networks, beta2, history, WeightWatch(model), base)
         return history
@@ -732,6 +741,14 @@ def _weighting(
             f"{'' if structure.has_shares else ' and a prediction without classes'}"
         )
     return weighting
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    """How many batches a loader has, if it knows."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:  # as a DataLoader over a stream
+        return None
 
 
 def _own_dtype(model: nn.Module) -> torch.dtype:

@@ -23,6 +23,7 @@ from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
 from captum_mi.outputs import CategoricalOutput, Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
+from captum_mi.remember import FirstPasses
 from captum_mi.sites import Site
 
 __all__ = ["Settings", "Survey", "Walk", "fill_bank", "survey", "train"]
@@ -114,7 +115,7 @@ def _warn_if_softmax(networks: Networks, y: Tensor) -> None:
 
 
 @torch.no_grad()
-def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -> Survey:
+def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settings) -> Survey:
     """First walk: moments of features, marginals of y and of the predictions.
 
     Raises:
@@ -124,10 +125,12 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
     ys: list[Tensor] = []
     predictions: list[Tensor] = []
     held_out = 0
-    dtype = networks.global_moments.mean.dtype
-    for batch in _bar(walk(), settings, desc="survey", unit="batch"):
-        check_inputs(batch.inputs, dtype_of(passes.model))
-        first = passes.first(batch.inputs, batch.additional_forward_args)
+    model, dtype = firsts.passes.model, networks.global_moments.mean.dtype
+    bar = _bar(walk(), settings, desc="survey", unit="batch")
+    for batch in bar:
+        check_inputs(batch.inputs, dtype_of(model))
+        first = firsts.surveyed(batch)
+        bar.set_postfix_str(f"{firsts.bytes / 2**20:.0f} MiB kept", refresh=False)
         for site, stream in streams.items():
             stream.update(_finite(site.of(first.layers), f"layer {site.name!r}"))
         ys.append(_finite(first.y, "the global representation").to(dtype).cpu())
@@ -138,7 +141,7 @@ def survey(passes: Passes, networks: Networks, walk: Walk, settings: Settings) -
     if networks.design.noise == "matched":
         for site, stream in streams.items():
             networks.moments_of(site).set(*stream.result())
-    device = device_of(passes.model)
+    device = device_of(model)
     own = len(torch.cat(ys))
     y = _of_all(ys, device)
     _warn_if_softmax(networks, y)
@@ -228,15 +231,15 @@ class _Trainer:
 
     def __init__(
         self,
-        passes: Passes,
+        firsts: FirstPasses,
         networks: Networks,
         found: Survey,
         settings: Settings,
         teacher: Passes | None,
     ) -> None:
-        self.passes, self.networks, self.found = passes, networks, found
+        self.firsts, self.networks, self.found = firsts, networks, found
         self.settings, self.teacher = settings, teacher
-        base = list(passes.model.parameters()) if teacher is not None else []
+        base = list(firsts.passes.model.parameters()) if teacher is not None else []
         self.base = [p for p in base if p.is_floating_point()]
         self.encoder = list(networks.inference.parameters()) + self.base
         self.beta2 = _Beta2(settings, found.uninformed if self.encoder else None)
@@ -256,9 +259,8 @@ class _Trainer:
     def step(self, batch: Batch) -> dict[str, float]:
         """Update all networks on one batch and return the terms, in nats."""
         networks = self.networks
-        args = batch.additional_forward_args
         with torch.set_grad_enabled(bool(self.base)):
-            first = self.passes.first(batch.inputs, args, networks.noised_sites)
+            first = self.firsts.of(batch)
         z = networks.standardise(first.layers)
         logits = networks.alpha_logits(z)
         noise = {site: ranks.randn_rows(z[site]) for site in networks.noised_sites}
@@ -290,7 +292,7 @@ class _Trainer:
     ) -> Tensor:
         """Distortion of the second pass, whose features are the running ones, noised."""
         args = batch.additional_forward_args
-        second = self.passes.second(batch.inputs, args, noised, first.before)
+        second = self.firsts.passes.second(batch.inputs, args, noised, first.before)
         output = self.found.task_output
         if self.settings.task == "labels":
             if batch.labels is None:
@@ -404,7 +406,7 @@ def _endless(walk: Walk) -> Iterator[Batch]:
 
 
 def train(
-    passes: Passes,
+    firsts: FirstPasses,
     networks: Networks,
     walk: Walk,
     found: Survey,
@@ -414,7 +416,7 @@ def train(
     """Train the networks.
 
     Args:
-        passes: passes of the model; its parameters are trained too if there is a teacher.
+        firsts: first passes of the model; its parameters are trained too if there is a teacher.
         networks: what is trained.
         walk: starts a walk over the data.
         found: the survey.
@@ -427,14 +429,14 @@ def train(
     Raises:
         FloatingPointError: if a term of the objective is not finite.
     """
-    trainer = _Trainer(passes, networks, found, settings, teacher)
+    trainer = _Trainer(firsts, networks, found, settings, teacher)
     history = History(kappa=trainer.beta2.kappa)
     start = time.perf_counter()
     data = _endless(walk)
     bar = _bar(range(settings.steps), settings, desc="fit", unit="step")
     for step in bar:
         batch = next(data)
-        check_inputs(batch.inputs, dtype_of(passes.model))
+        check_inputs(batch.inputs, dtype_of(firsts.passes.model))
         values = trainer.step(batch)
         history.append(**values)
         if step % 10 == 0 or step == settings.steps - 1:
@@ -461,7 +463,7 @@ def train(
 
 @torch.no_grad()
 def fill_bank(
-    passes: Passes, networks: Networks, walk: Walk, found: Survey, settings: Settings
+    firsts: FirstPasses, networks: Networks, walk: Walk, found: Survey, settings: Settings
 ) -> None:
     """Last walk: fill the reference banks with locals drawn evenly over the examples."""
     sizes = [len(bank.clean) for bank in networks.banks]  # type: ignore[arg-type]
@@ -471,7 +473,7 @@ def fill_bank(
     noised: list[list[Tensor]] = [[] for _ in sizes]
     seen = found.first
     for batch in _bar(walk(), settings, desc="bank", unit="batch"):
-        z = networks.standardise(passes.features(batch.inputs, batch.additional_forward_args))
+        z = networks.standardise(firsts.layers(batch))
         logits = networks.alpha_logits(z)
         n = len(batch.inputs[0])
         for i, site in enumerate(networks.sites):

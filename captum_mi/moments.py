@@ -88,8 +88,9 @@ class Moments(nn.Module):
 
     def standardise(self, features: Tensor) -> Tensor:
         """``(N, C, *positions)`` features to zero mean and unit variance per channel."""
-        features = features.to(self.mean.dtype)
-        return (features - channel_view(self.mean, features)) / channel_view(self.std, features)
+        features, scale = features.to(self.mean.dtype), 1 / self.std
+        shift = channel_view(-self.mean * scale, features)
+        return torch.addcmul(shift, features, channel_view(scale, features))  # in one walk
 
     def restore(self, z: Tensor) -> Tensor:
         """Inverse of :meth:`standardise`."""

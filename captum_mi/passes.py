@@ -138,6 +138,13 @@ class Passes:
             output = self._run(inputs, args)
             return self._result(captured, output, len(inputs[0]), args, before)
 
+    def resumed(self, first: Pass) -> str | None:
+        """Captured layer from whose output alone a second pass may go on, if there is one."""
+        for name, output in first.layers.items():
+            if isinstance(output, Tensor) and self.model.get_submodule(name) is first.before.end:
+                return name
+        return None
+
     def _run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> Any:
         return self.model(*copied(inputs), *copied(args))
 

@@ -23,6 +23,9 @@ class Replay:
     something in an attribute, is not done again: whether a model can be replayed is tried out
     once (:attr:`captum_mi.structure.Structure.replays`).
 
+    Attributes:
+        end: the module with which recording ended, if that was its only call.
+
     Example::
 
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -35,6 +38,7 @@ class Replay:
 
     def __init__(self) -> None:
         self._kept: list[tuple[nn.Module, Tensor, int]] = []
+        self.end: nn.Module | None = None
 
     @contextmanager
     def record(self, model: nn.Module, names: Sequence[str]) -> Iterator[None]:
@@ -63,6 +67,7 @@ class Replay:
             if module in last:
                 over = True
                 self._kept = [call for call in ended if calls[call[0]] == 1 and _can_return(*call)]
+                self.end = module if calls[module] == 1 else None
 
         with ExitStack() as stack:
             for module in model.modules():
@@ -75,6 +80,29 @@ class Replay:
                 ):
                     stack.callback(handle.remove)
             yield
+
+    def resume(self, last: Tensor) -> Replay:
+        """A replay for other inputs, of which the output of :attr:`end` alone is known.
+
+        In place of what was kept before stands NaN, which takes no memory. A model with no way
+        past the end does not read it: that is tried out once
+        (:attr:`captum_mi.structure.Structure.resumes`).
+
+        Args:
+            last: what the module with which recording ended returns for those inputs.
+        """
+        assert self.end is not None
+        replay = Replay()
+        replay.end = self.end
+        for module, output, _ in self._kept:
+            if module is not self.end:
+                nan = output.new_full((), float("nan"))
+                replay._keep(module, nan.expand(len(last), *output.shape[1:]))
+        replay._keep(self.end, last)
+        return replay
+
+    def _keep(self, module: nn.Module, output: Tensor) -> None:
+        self._kept.append((module, output, _version(output)))
 
     @contextmanager
     def play(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
 from captum_mi.hooks import OnRepeat
 from captum_mi.outputs import OutputKind, resolve_kind
 from captum_mi.passes import Passes
+from captum_mi.replay import Replay
 from captum_mi.sites import ChannelAxis, Site, find_sites
 from captum_mi.stages import stage_layers
 
@@ -92,6 +93,8 @@ class Structure:
         n_classes: classes of the downstream function, 0 without one.
         signature: what inputs look like.
         replays: whether a pass may skip what runs before the first site or after the last one.
+        resumes: whether a second pass needs nothing of what runs before, but what the first site's
+            layer returned.
     """
 
     sites: tuple[Site, ...]
@@ -105,6 +108,7 @@ class Structure:
     n_classes: int
     signature: Signature
     replays: bool = False
+    resumes: bool = False
 
     @property
     def layers(self) -> list[str]:
@@ -230,6 +234,8 @@ def probe(
     is_output = first.y.shape == first.output.shape and torch.equal(first.y, first.output)
     y_shape = tuple(first.y.shape[1:])
     output_kind = resolve_kind(design.output, y_shape, is_output and downstream is None)
+    passes = Passes(model, [site.layer for site in sites], None, design.on_repeat)
+    replays, resumes = _replays(passes, batch, sites)
     return Structure(
         sites=sites,
         head_sites=sites_of(head_layers),
@@ -241,21 +247,34 @@ def probe(
         output_shape=tuple(first.output.shape[1:]),
         n_classes=0 if downstream is None else first.prediction.shape[1],
         signature=Signature.of(inputs),
-        replays=_replays(Passes(model, (), None, design.on_repeat), batch, sites),
+        replays=replays,
+        resumes=resumes,
     )
 
 
-def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> bool:
-    """Whether a second pass that skips what runs before the sites returns what a whole one does.
+def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool, bool]:
+    """Whether second passes that skip what runs before the sites return what whole ones do.
 
     Not so if modules hand things to one another beside what they return, as by an attribute:
-    then no pass may be cut short either, since what was left behind would stay there.
+    then no pass may be cut short either, since what was left behind would stay there. The second
+    answer is for passes that know nothing of it but what the last of the skipped returned.
     """
     inputs, args = batch.inputs, batch.additional_forward_args
     first = passes.first(inputs, args, sites)
-    try:
-        second = passes.second(inputs, args, {}, first.before)
-    except Exception:  # of the user's code: whatever a module raises that lacks something
-        return False
-    gap = (first.output - second.output).abs().amax()
-    return bool(gap <= 1e-4 * first.output.abs().amax())
+
+    def same(n: int, before: Replay) -> bool:
+        try:
+            second = passes.second(tuple(x[:n] for x in inputs), args, {}, before)
+        except Exception:  # of the user's code: whatever a module raises that lacks something
+            return False
+        gap = (first.output[:n] - second.output).abs().amax()
+        return bool(gap <= 1e-4 * first.output[:n].abs().amax())
+
+    if not same(len(inputs[0]), first.before):
+        return False, False
+    layer = passes.resumed(first)
+    if layer is None or args:
+        return True, False
+    last = first.layers[layer]
+    assert isinstance(last, Tensor)
+    return True, same(1, first.before.resume(last[:1]))

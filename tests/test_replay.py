@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution
+from captum_mi.batches import example_keys
+from captum_mi.remember import _of_rows
 from captum_mi.replay import Replay
 
 
@@ -188,3 +192,94 @@ def test_a_call_that_raised_is_forgotten():
             whole = model(x)
         with replay.play():
             assert torch.equal(model(x), whole)
+
+
+class Counted(nn.Sequential):
+    """A stem that counts its examples, an overwritten bottleneck layer, and a rest."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True),
+                         nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(inplace=True),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+        self.seen = 0
+        self[0].register_forward_pre_hook(self.count)
+
+    def count(self, module, args):
+        self.seen += len(args[0])
+
+
+def counted():
+    model = Counted().eval().requires_grad_(False)
+    return InfoBottleneckAttribution(model, "2", head_layers=[], context_layers=["1", "2"])
+
+
+def skipping():
+    return InfoBottleneckAttribution(Skips().eval(), "middle", head_layers=[],
+                                     context_layers="middle")
+
+
+class Shuffled:
+    """A loader that shuffles anew in each walk, and may change what it yields."""
+
+    def __init__(self, change=lambda batch, walk: batch):
+        self.x, self.change, self.walks = torch.randn(24, 3, 6, 6), change, 0
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        self.walks += 1
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(self.walks))
+        return (self.change(batch, self.walks) for batch in self.x[order].split(8))
+
+
+def histories(attr, loader, quick_fit, **options):
+    """Without and with remembered passes, and how many examples the model's stem has seen."""
+    results, seen = [], []
+    for each in ({"cache_bytes": 0}, options):
+        loader.walks = attr.model.seen = 0
+        quick_fit(attr, loader, steps=8, **each)
+        results.append(attr.history)
+        seen.append(attr.model.seen)
+    for name, values in vars(results[0]).items():
+        if isinstance(values, list):
+            again = getattr(results[1], name)
+            assert again == pytest.approx(values, rel=1e-4, nan_ok=True), name
+    return seen
+
+
+def test_first_passes_are_remembered_whatever_the_order(quick_fit):
+    without, with_them = histories(counted(), Shuffled(), quick_fit)
+    assert without - with_them == 8 * 8 + 24  # the steps' first passes, and the bank's
+
+
+@pytest.mark.parametrize(("change", "limit"), [
+    (lambda batch, walk: batch, 24 * 10 * 36 * 4),  # of the features alone, without the outputs
+    (lambda batch, walk: batch + walk, 2**20),
+    (lambda batch, walk: torch.cat([batch, batch[:1] + walk]), 2**20),
+])
+def test_passes_that_do_not_fit_or_come_again_are_run(quick_fit, change, limit):
+    without, with_them = histories(counted(), Shuffled(change), quick_fit, cache_bytes=limit)
+    assert without == with_them
+
+
+def test_a_way_past_the_bottleneck_forbids_to_remember(quick_fit):
+    attr = skipping()
+    attr.model.seen = 0
+    histories(attr, Shuffled(), quick_fit)
+    structure = attr._fitted().structure
+    assert (structure.replays, structure.resumes) == (True, False)
+
+
+def test_inputs_of_few_values_have_different_keys():
+    every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=12)))
+    assert len(example_keys(every).unique()) == len(every)
+    assert torch.equal(example_keys(every[7:9]), example_keys(every)[7:9])
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2), (0, 2, 3, 1)])
+def test_rows_are_put_together_as_they_lay_in_memory(axes):
+    batches = [torch.randn(4, 3, 5, 6).permute(axes) for _ in range(2)]
+    together = _of_rows([batches[1], batches[0], batches[1]], [3, 0, 1])
+    assert torch.equal(together, torch.stack([batches[1][3], batches[0][0], batches[1][1]]))
+    assert together.stride() == batches[0].stride()
