@@ -145,19 +145,23 @@ class Signature:
     Args:
         dtypes: names such as ``"float32"``.
         ranks: numbers of axes.
-        channels: sizes of axis 1, or 0 for inputs of one axis.
+        channels: sizes of the axes with channels, or 0 for inputs of one axis.
+        channel_axes: which axes these are; none given: 1 for all.
     """
 
     dtypes: tuple[str, ...]
     ranks: tuple[int, ...]
     channels: tuple[int, ...]
+    channel_axes: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, inputs: tuple[Tensor, ...]) -> Signature:
+    def of(cls, inputs: tuple[Tensor, ...], channel_axes: Sequence[int] = ()) -> Signature:
+        axes = tuple(channel_axes) or (1,) * len(inputs)
         return cls(
             tuple(str(x.dtype).removeprefix("torch.") for x in inputs),
             tuple(x.dim() for x in inputs),
-            tuple(x.shape[1] if x.dim() > 1 else 0 for x in inputs),
+            tuple(x.shape[axis] if x.dim() > axis else 0 for x, axis in zip(inputs, axes)),
+            axes,
         )
 
     def check(self, inputs: tuple[Tensor, ...]) -> None:
@@ -167,7 +171,7 @@ class Signature:
         """
         if len(inputs) != len(self.dtypes):
             raise ValueError(f"got {len(inputs)} inputs; the fit saw {len(self.dtypes)}")
-        now = Signature.of(inputs)
+        now = Signature.of(inputs, self.channel_axes)
         for i in range(len(inputs)):
             if now.dtypes[i] != self.dtypes[i] and not (
                     inputs[i].is_floating_point() and "float" in self.dtypes[i]):

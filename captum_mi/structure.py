@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
+from captum_mi.grid import finest
+from captum_mi.heatmap import first_spatial_axis
 from captum_mi.hooks import OnRepeat
 from captum_mi.outputs import OutputKind, resolve_kind
 from captum_mi.passes import Passes
@@ -235,6 +237,7 @@ def probe(
     y_shape = tuple(first.y.shape[1:])
     output_kind = resolve_kind(design.output, y_shape, is_output and downstream is None)
     passes = Passes(model, [site.layer for site in sites], None, design.on_repeat)
+    grid = finest([tuple(site.of(first.layers).shape[2:]) for site in sites])
     replays, resumes = _replays(passes, batch, sites)
     return Structure(
         sites=sites,
@@ -246,10 +249,18 @@ def probe(
         y_shape=y_shape,
         output_shape=tuple(first.output.shape[1:]),
         n_classes=0 if downstream is None else first.prediction.shape[1],
-        signature=Signature.of(inputs),
+        signature=Signature.of(inputs, [_channel_axis(x, grid, design) for x in inputs]),
         replays=replays,
         resumes=resumes,
     )
+
+
+def _channel_axis(x: Tensor, grid: tuple[int, ...], design: Design) -> int:
+    """Which axis of an input holds channels: another one may be longer than the fit saw it."""
+    if x.dim() != len(grid) + 2:
+        return 1
+    first = first_spatial_axis(x, grid, design.channel_axis, design.input_channel_axis)
+    return x.dim() - 1 if first == 1 else 1
 
 
 def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool, bool]:

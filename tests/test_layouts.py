@@ -173,6 +173,10 @@ def test_maps_lie_on_the_positions_of_inputs_with_channels_last(
         maps = attr.attribute(x, 1, **options)
         torch.testing.assert_close(maps, maps[..., :1].expand_as(maps))
         assert maps.std(1).mean() > 0
+    longer = torch.randn(4, *(2 * length for length in shape[:-1]), shape[-1])
+    assert attr.attribute(longer, 1).shape == longer.shape
+    with pytest.raises(ValueError, match=f"the fit saw {shape[-1]}"):
+        attr.attribute(torch.cat([x, x], -1), 1)
 
 
 @pytest.mark.parametrize("shape", [(64, 8), (20, 40), (3, 24, 24), (24, 24, 24), (64, 4, 4)])
