@@ -49,7 +49,12 @@ class Critic(nn.Module):
 
     Scoring goes through two embeddings, so that a large set of locals can be embedded once and
     kept: ``score(local_embedding, global_embedding)``.
+
+    Attributes:
+        numbers_per_pair: how many scoring holds at once for each pair.
     """
+
+    numbers_per_pair = 1
 
     def embed_local(self, x: Tensor) -> Tensor:
         """``(..., C) -> (..., E)``."""
@@ -77,18 +82,18 @@ class Critic(nn.Module):
         Args:
             x: locals.
             y: globals.
-            chunk: pairs at a time.
+            chunk: numbers in memory at a time.
 
         Returns:
             Scalar tensor.
         """
         local, global_ = self.embed_local(x), self.embed_global(y)
-        rows = max(1, chunk // len(global_))
-        parts = [
-            self.score(part, global_).double().flatten().logsumexp(0)
-            for part in local.split(rows)
-        ]
-        total = torch.stack(parts).logsumexp(0) - math.log(len(local) * len(global_))
+        rows = max(1, chunk // (len(global_) * self.numbers_per_pair))
+        total = torch.full((), -math.inf, dtype=torch.double, device=x.device)
+        for part in local.split(rows):
+            scores = self.score(part, global_).double()
+            total = torch.logaddexp(total, scores.flatten().logsumexp(0))
+        total = total - math.log(len(local) * len(global_))
         return total.to(x.dtype)
 
 
@@ -168,6 +173,7 @@ class ConcatenatedCritic(Critic):
     ) -> None:
         super().__init__()
         first = hidden[0] if hidden else 1
+        self.numbers_per_pair = max(hidden, default=1)
         self.local = _Embedding(local_size, (), first)
         self.global_ = _Embedding(global_size, (), first)
         self.rest = (
