@@ -130,7 +130,8 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     for batch in bar:
         check_inputs(batch.inputs, dtype_of(model))
         first = firsts.surveyed(batch)
-        bar.set_postfix_str(f"{firsts.bytes / 2**20:.0f} MiB kept", refresh=False)
+        kept = f"{firsts.bytes / 2**20:.0f} MiB kept" if firsts.bytes else ""
+        bar.set_postfix_str(kept, refresh=False)
         for site, stream in streams.items():
             stream.update(_finite(site.of(first.layers), f"layer {site.name!r}"))
         ys.append(_finite(first.y, "the global representation").to(dtype).cpu())
