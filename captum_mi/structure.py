@@ -257,7 +257,7 @@ def probe(
 
 def _channel_axis(x: Tensor, grid: tuple[int, ...], design: Design) -> int:
     """Which axis of an input holds channels: another one may be longer than the fit saw it."""
-    if x.dim() != len(grid) + 2:
+    if not grid or x.dim() != len(grid) + 2:
         return 1
     first = first_spatial_axis(x, grid, design.channel_axis, design.input_channel_axis)
     return x.dim() - 1 if first == 1 else 1
