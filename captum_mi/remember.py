@@ -42,7 +42,7 @@ class FirstPasses:
         left = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else limit
         self.limit = min(limit, left)
         self.bytes = 0
-        self._rows: dict[tuple[int, ...], _Row] = {}
+        self._rows: dict[tuple[object, ...], _Row] = {}
         self._resumed: str | None = None
         self._come_again = False
 
@@ -126,8 +126,10 @@ def _of_rows(tensors: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     return stacked.permute(0, *(1 + order.index(axis) for axis in range(one.dim())))
 
 
-def _keys(batch: Batch) -> list[tuple[int, ...]]:
-    return list(zip(*(example_keys(x).tolist() for x in batch.inputs)))
+def _keys(batch: Batch) -> list[tuple[object, ...]]:
+    """What tells examples apart: their shapes too, for zeros that pad one add nothing to its bits."""
+    shapes = tuple(x.shape[1:] for x in batch.inputs)
+    return [(shapes, *bits) for bits in zip(*(example_keys(x).tolist() for x in batch.inputs))]
 
 
 def _bytes(one: Pass) -> int:

@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.batches import example_keys
-from captum_mi.remember import _of_rows
+from captum_mi.batches import Batch, example_keys
+from captum_mi.remember import _keys, _of_rows
 from captum_mi.replay import Replay
 
 
@@ -283,3 +283,10 @@ def test_rows_are_put_together_as_they_lay_in_memory(axes):
     together = _of_rows([batches[1], batches[0], batches[1]], [3, 0, 1])
     assert torch.equal(together, torch.stack([batches[1][3], batches[0][0], batches[1][1]]))
     assert together.stride() == batches[0].stride()
+
+
+def test_an_example_with_more_padding_is_another():
+    tokens = torch.randint(1, 9, (6, 5))
+    padded = nn.functional.pad(tokens, (0, 2))
+    assert not set(_keys(Batch((tokens,)))) & set(_keys(Batch((padded,))))
+    assert _keys(Batch((tokens[2:4],))) == _keys(Batch((tokens,)))[2:4]
