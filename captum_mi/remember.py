@@ -127,7 +127,7 @@ def _of_rows(tensors: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
 
 
 def _keys(batch: Batch) -> list[tuple[object, ...]]:
-    """What tells examples apart: their shapes too, for zeros that pad one add nothing to its bits."""
+    """What tells examples apart: their bits, and their shapes, as padding adds nothing to bits."""
     shapes = tuple(x.shape[1:] for x in batch.inputs)
     return [(shapes, *bits) for bits in zip(*(example_keys(x).tolist() for x in batch.inputs))]
 
