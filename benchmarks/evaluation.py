@@ -24,7 +24,7 @@ from captum_mi.metrics import (
 )
 
 TILE = 8
-_BATCH = 64  # larger ones are slower on a CPU
+_BATCH = {"cpu": 64, "cuda": 1024}  # larger ones are slower on a CPU
 _SMALL = 0.5  # a box covers less than this share of its image
 _SETS = (0.1, 0.3, 0.5)  # of the tiles, for sensitivity-n
 
@@ -104,6 +104,7 @@ class Evaluation:
     ) -> None:
         self.model, self.photos, self.grids = model, photos, grids
         self.tiles_per_step, self.seed, self.amp = tiles_per_step, seed, amp
+        self.batch_size = _BATCH[photos.images.device.type]
 
     def measure(self, metric: str, heat: Heat) -> Tensor:
         """Values ``(n,)`` of one of :data:`METRICS`."""
@@ -136,7 +137,7 @@ class Evaluation:
         if heat.curves is None:
             heat.curves = degradation(
                 self.probability, self.photos.images, heat.images.sum(1), self.photos.labels,
-                TILE, batch_size=_BATCH, tiles_per_step=self.tiles_per_step,
+                TILE, batch_size=self.batch_size, tiles_per_step=self.tiles_per_step,
             )
         return heat.curves
 
@@ -147,7 +148,7 @@ class Evaluation:
         return sensitivity_n(
             self.logit, images, heat.images.sum(1), self.photos.labels,
             [max(1, round(share * tiles)) for share in _SETS], TILE, samples=20,
-            batch_size=_BATCH, seed=self.seed,
+            batch_size=self.batch_size, seed=self.seed,
         ).mean(1)
 
     def infidelity(self, heat: Heat) -> Tensor:
@@ -178,7 +179,7 @@ def _in_boxes(metric: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evaluatio
 def _insertion(evaluation: Evaluation, heat: Heat) -> Tensor:
     photos = evaluation.photos
     return insertion(evaluation.probability, photos.images, heat.images.sum(1), photos.labels,
-                     TILE, batch_size=_BATCH, tiles_per_step=evaluation.tiles_per_step)
+                     TILE, batch_size=evaluation.batch_size, tiles_per_step=evaluation.tiles_per_step)
 
 
 def _deletion(evaluation: Evaluation, heat: Heat) -> Tensor:

@@ -26,10 +26,13 @@ def elapsed() -> str:
 
 
 def provenance(**settings: object) -> str:
-    """One line: commit, versions, device, threads, memory and the script's settings."""
-    root = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
+    """One line: commit, versions, device, threads, memory and the script's settings.
+
+    The environment's ``COMMIT`` names the commit of a copy without git.
+    """
+    commit = os.environ.get("COMMIT") or subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
+        capture_output=True, text=True,
     ).stdout.strip()
     device = (
         torch.cuda.get_device_name() if torch.cuda.is_available()

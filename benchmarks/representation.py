@@ -47,11 +47,15 @@ def main() -> None:
     parser.add_argument("--fit", type=Path, help="inferred alpha: load this fit, or save it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/representation"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.data:
         model, view = load_model(options.model, options.weights)
-        train = load(options.data, "train", options.train, options.seed, view).images
-        test = load(options.data, "validation", options.test, options.seed, view).images
+        model = model.to(options.device)
+        train, test = (
+            load(options.data, split, count, options.seed, view).images.to(options.device)
+            for split, count in (("train", options.train), ("validation", options.test))
+        )
     else:
         networks, scenes, unseen = on_scenes(options)
         model, train, test = networks["digit"], scenes.images, unseen.images
@@ -143,12 +147,15 @@ def layers(
 
 def on_scenes(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     """Networks trained on the same scenes, each for one factor."""
-    train = make_scenes(options.train, seed=options.seed)
-    test = make_scenes(options.test, split="test", seed=options.seed)
+    train, test = (
+        make_scenes(count, split=split, seed=options.seed)
+        for count, split in ((options.train, "train"), (options.test, "test"))
+    )
+    train, test = (type(one)(*(x.to(options.device) for x in one)) for one in (train, test))
     networks = {}
     for name, labels in labels_of(train).items():
         torch.manual_seed(options.seed)
-        network = DigitResNet(classes=FACTORS[name])
+        network = DigitResNet(classes=FACTORS[name]).to(options.device)
         networks[name] = network.fit(
             train._replace(labels=labels[:, None]), options.epochs, seed=options.seed
         )

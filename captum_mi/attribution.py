@@ -448,7 +448,6 @@ class _BottleneckAttribution(InternalAttribution):
                 f"a target and weighting='shares' does; got refine_steps={refine_steps} and "
                 f"weighting {chosen!r}"
             )
-        self._warn_if_changed(fit)
         passes, readout = self._reading_passes(), Readout.of(fit.networks, self.downstream)
         device = inputs[0].device
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
@@ -469,6 +468,9 @@ class _BottleneckAttribution(InternalAttribution):
                     if chosen == "none" or part_index is None
                     else reader.weighted(information, part_index, chosen, self._joined)
                 )
+                if len(results) == 1:  # a CUDA device is at work meanwhile
+                    self._warn_if_changed(fit)
+                reader.check()
         return [torch.cat(site_maps) * factor for site_maps in zip(*results)]
 
     def _check_critics(self, fit: _Fit, estimator: Estimator) -> None:
@@ -597,6 +599,7 @@ class _BottleneckAttribution(InternalAttribution):
                     batch.additional_forward_args, estimator, fit.beta2,
                 )
                 rows.append(reader.dataset_rows().cpu() * factor)
+                reader.check()
         every = ranks.gather_rows(torch.cat(rows).to(device_of(self.model))).cpu()
         return estimates([site.name for site in fit.structure.sites], every)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -76,15 +77,25 @@ class Reader:
         self._parameters: dict[tuple[int, bool], Tensor] = {}
         self._measured: tuple[Tensor, Tensor] | None = None
         self.z = networks.standardise(self._layers())
-        for site, features in self.z.items():
-            if not all_finite(features):
-                raise ValueError(f"layer {site.name!r} returned NaN or Inf for these inputs")
+        self._sums = torch.stack([features.sum() for features in self.z.values()])
 
     def _layers(self) -> dict[str, LayerOutput]:
         """Layers of the first pass, which runs to its end only if its output is read."""
         if self.estimator == "infomax" or self.refine_steps:
             return self.first.layers
         return self.passes.features(self.inputs, self.args)
+
+    def check(self) -> None:
+        """Whether features were finite: asked last, as on CUDA it waits for all that was begun.
+
+        Raises:
+            ValueError: for NaN or Inf, naming the layer.
+        """
+        if math.isfinite(sum(self._sums.tolist())):
+            return
+        for site, features in self.z.items():
+            if not all_finite(features):
+                raise ValueError(f"layer {site.name!r} returned NaN or Inf for these inputs")
 
     @cached_property
     def first(self) -> Pass:
@@ -97,6 +108,7 @@ class Reader:
         """Logit of alpha for each site, inferred and possibly refined."""
         if not self.refine_steps or self.baselines is not None:
             return self.networks.alpha_logits(self.z)
+        self.check()
         refined = refine_alpha(
             self.passes, self.networks, self.inputs, self.args, self.first, self.z,
             self.beta2, self.refine_steps,
@@ -159,6 +171,7 @@ class Reader:
     def _shares_and_losses(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """What a decision loses to noise at each position, and with each block; measured once."""
         if self._measured is None:
+            self.check()
             decision = Decision(
                 self.passes, self.networks, self.readout, self.inputs, self.args, self.z, index,
                 self.first.before,

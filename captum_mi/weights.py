@@ -57,8 +57,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 class WeightWatch:
     """Tells whether a model still has the weights of a fingerprint.
 
-    The digest is computed anew only after addresses, version counters or sampled values have
-    changed.
+    The digest is computed anew only after addresses, version counters, or sampled values (on
+    CUDA, norms) have changed.
 
     Args:
         model: the model.
@@ -83,12 +83,18 @@ class WeightWatch:
     def _look(self) -> Any:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         marks = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        samples = [
-            _as_stored(t)[:: max(1, t.numel() // _SAMPLES)].sum(dtype=torch.float64)
-            for t in tensors
-            if t.numel()
-        ]
-        return marks, torch.stack(samples).tolist() if samples else []
+        filled = [t for t in tensors if t.numel()]
+        on_cuda = [t for t in filled if t.is_cuda and t.is_floating_point()]
+        elsewhere = [_sample(t) for t in filled if not t.is_cuda]
+        # There, launches cost more than reading: norms of all elements need a few.
+        norms = torch._foreach_norm(on_cuda) if on_cuda else ()
+        values = [torch.stack(tuple(part)).tolist() for part in (norms, elsewhere) if part]
+        return marks, values
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Sum of some elements, evenly spaced in memory."""
+    return _as_stored(tensor)[:: max(1, tensor.numel() // _SAMPLES)].sum(dtype=torch.float64)
 
 
 def _as_stored(tensor: Tensor) -> Tensor:

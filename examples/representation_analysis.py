@@ -132,7 +132,7 @@ def quadrant(scenes: Scenes) -> Tensor:
     """Quadrant of the first digit's middle, ``(N, 1)``: 0 to 3, row by row."""
     mask = scenes.masks[:, 0].float()
     total = mask.sum((1, 2))
-    axis = torch.arange(mask.shape[1]) + 0.5
+    axis = torch.arange(mask.shape[1], device=mask.device) + 0.5
     y, x = (mask.sum(2) @ axis) / total, (mask.sum(1) @ axis) / total
     half = mask.shape[1] / 2
     return (2 * (y > half) + (x > half)).long()[:, None]

@@ -170,15 +170,6 @@ def test_examples_are_recognised_in_any_batch(images):
     assert len(bits.unique()) == 32
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda(net, images, quick_fit):
-    attr = quick_fit(InfoBottleneckAttribution(net.cuda(), ["stage1", "stage2"]), [images])
-    maps = attr.attribute(images.cuda(), target=0)
-    assert maps.is_cuda
-    assert torch.equal(maps, attr.attribute(images.cuda(), target=0))
-
-
 @pytest.mark.parametrize("values", [
     torch.randn(4096, 3, 8, 8).bfloat16(), (torch.rand(4096, 64) > 0.5).float(),
     torch.eye(64).repeat(64, 1) + torch.arange(64.0).repeat_interleave(64)[:, None],
