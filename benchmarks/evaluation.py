@@ -178,8 +178,10 @@ def _in_boxes(metric: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evaluatio
 
 def _insertion(evaluation: Evaluation, heat: Heat) -> Tensor:
     photos = evaluation.photos
-    return insertion(evaluation.probability, photos.images, heat.images.sum(1), photos.labels,
-                     TILE, batch_size=evaluation.batch_size, tiles_per_step=evaluation.tiles_per_step)
+    return insertion(
+        evaluation.probability, photos.images, heat.images.sum(1), photos.labels, TILE,
+        batch_size=evaluation.batch_size, tiles_per_step=evaluation.tiles_per_step,
+    )
 
 
 def _deletion(evaluation: Evaluation, heat: Heat) -> Tensor:

@@ -7,7 +7,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,6 +29,7 @@ from captum_mi import checkpoint, ranks
 from captum_mi.batches import Batch, batches, check_inputs, device_of, dtype_of, move
 from captum_mi.bottleneck import logit_of
 from captum_mi.fitting import Settings, fill_bank, survey, train
+from captum_mi.graphs import Recorder
 from captum_mi.grid import finest
 from captum_mi.heatmap import Unit, combine, find_map_input, per_unit, to_input, zeros_for
 from captum_mi.history import History
@@ -42,6 +43,7 @@ from captum_mi.reading import (
     Estimate,
     Estimator,
     Information,
+    Kind,
     Reader,
     Weighting,
     chunks,
@@ -69,6 +71,7 @@ class _Fit:
     history: History
     watch: WeightWatch
     base: nn.Module | None
+    recorder: Recorder = field(default_factory=Recorder)
 
 
 class _BottleneckAttribution(InternalAttribution):
@@ -351,7 +354,8 @@ class _BottleneckAttribution(InternalAttribution):
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)
             passes = self._passes(model, structure, precision)
-            limit = cache_bytes if structure.resumes and base is None else 0
+            records = _records_steps(model, base)
+            limit = cache_bytes if structure.resumes and base is None and not records else 0
             firsts = FirstPasses(passes, networks.noised_sites, limit, _length(loader))
             found = survey(firsts, networks, walk, settings)
             if self.downstream is not None:
@@ -360,7 +364,8 @@ class _BottleneckAttribution(InternalAttribution):
             if base is not None:
                 base.requires_grad_(True)
                 teacher = self._passes(original, structure, precision)
-            history, beta2 = train(firsts, networks, walk, found, settings, teacher)
+            recorder = Recorder(may_wait=True) if records else None
+            history, beta2 = train(firsts, networks, walk, found, settings, teacher, recorder)
             fill_bank(firsts, networks, walk, found, settings)
         networks.requires_grad_(False)
         self._fit = _Fit(structure, networks, beta2, history, WeightWatch(model), base)
@@ -415,6 +420,7 @@ class _BottleneckAttribution(InternalAttribution):
         device, dtype = device_of(self.model), _own_dtype(self.model)
         if device_of(fit.networks) != device or dtype_of(fit.networks) != dtype:
             fit.networks.to(device, dtype)
+            fit.recorder.clear()
 
     # ------------------------------------------------------------------ maps
 
@@ -453,6 +459,7 @@ class _BottleneckAttribution(InternalAttribution):
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         factor = per_unit(unit)
         blanks = _blanks(inputs, baselines) if chosen == "shares" else ()
+        kind = Kind(information, classes, chosen, self._joined)
         results = []
         with self._reading():
             self._move_networks(fit)
@@ -463,15 +470,12 @@ class _BottleneckAttribution(InternalAttribution):
                     passes, fit.networks, readout, part[: len(inputs)], part_args, estimator,
                     fit.beta2, refine_steps, part[len(inputs) :] or None,
                 )
-                results.append(
-                    reader.maps(information, part_index, classes)
-                    if chosen == "none" or part_index is None
-                    else reader.weighted(information, part_index, chosen, self._joined)
-                )
+                maps = reader.read(kind, part_index, fit.recorder)
+                results.append([one * factor for one in maps])
                 if len(results) == 1:  # a CUDA device is at work meanwhile
                     self._warn_if_changed(fit)
                 reader.check()
-        return [torch.cat(site_maps) * factor for site_maps in zip(*results)]
+        return [torch.cat(site_maps) for site_maps in zip(*results)]
 
     def _check_critics(self, fit: _Fit, estimator: Estimator) -> None:
         if estimator == "infomax" and not len(fit.networks.critics):
@@ -744,6 +748,11 @@ def _weighting(
             f"{'' if structure.has_shares else ' and a prediction without classes'}"
         )
     return weighting
+
+
+def _records_steps(model: nn.Module, base: nn.Module | None) -> bool:
+    """Whether a fit tries to record its steps: on CUDA, alone, for a model that stays as it is."""
+    return device_of(model).type == "cuda" and base is None and ranks.world() == 1
 
 
 def _length(loader: Iterable[Any]) -> int | None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MAX_LOGIT", "capacity", "inject_noise", "keep", "logit_of"]
+__all__ = ["MAX_LOGIT", "bounded_logit", "capacity", "inject_noise", "keep", "logit_of"]
 
 #: Bound on the logits of an alpha that is set by hand. ``sigmoid(50)`` rounds to 1 in float64.
 MAX_LOGIT = 50.0
@@ -26,6 +26,11 @@ def logit_of(alpha: Tensor) -> Tensor:
         raise ValueError(
             f"alpha must lie in [0, 1]; got values from {alpha.min():.4g} to {alpha.max():.4g}"
         )
+    return bounded_logit(alpha)
+
+
+def bounded_logit(alpha: Tensor) -> Tensor:
+    """Logit of an ``alpha`` in [0, 1]."""
     return torch.logit(alpha).clamp(-MAX_LOGIT, MAX_LOGIT)
 
 

@@ -17,6 +17,7 @@ from captum_mi import ranks
 from captum_mi.batches import Batch, all_finite, check_inputs, device_of, dtype_of, example_bits
 from captum_mi.bottleneck import inject_noise
 from captum_mi.bounds import info_nce
+from captum_mi.graphs import Recorder
 from captum_mi.grid import locals_of
 from captum_mi.history import History
 from captum_mi.moments import StreamingMoments
@@ -35,6 +36,9 @@ _KAPPA_SHARE = 1 / 4  # of the distortion of knowing nothing
 _ASCENT_RATE = 0.03
 _DESCENT = 5.0  # beta2 may shrink this many times faster than it grows
 _EMA = 0.9
+_TERMS = (
+    "distortion", "information", "capacity", "alpha", "info_nce", "head", "marginal", "beta2",
+)
 
 
 @dataclass(frozen=True)
@@ -203,11 +207,11 @@ class _Beta2:
         self.value = settings.beta2
         self.average = 0.0
 
-    def start(self, information: float) -> float:
-        """The multiplier, chosen from the information terms before the first step."""
-        if self.value is None:
-            self.value = 1.0 if self.kappa is None else self.kappa / max(information, 1e-6)
-        return self.value
+    def started(self, value: Tensor, information: Tensor) -> Tensor:
+        """The multiplier; where it is NaN, before the first step, chosen from the information."""
+        start = torch.ones_like(value) if self.kappa is None else (
+            self.kappa / information.clamp_min(1e-6))
+        return torch.where(value.isnan(), start, value)
 
     def update(self, distortion: float) -> None:
         if self.kappa is None or self.value is None:
@@ -237,9 +241,10 @@ class _Trainer:
         found: Survey,
         settings: Settings,
         teacher: Passes | None,
+        recorder: Recorder | None,
     ) -> None:
         self.firsts, self.networks, self.found = firsts, networks, found
-        self.settings, self.teacher = settings, teacher
+        self.settings, self.teacher, self.recorder = settings, teacher, recorder
         base = list(firsts.passes.model.parameters()) if teacher is not None else []
         self.base = [p for p in base if p.is_floating_point()]
         self.encoder = list(networks.inference.parameters()) + self.base
@@ -250,7 +255,8 @@ class _Trainer:
         groups: list[dict[str, Any]] = [{"params": own, "lr": settings.lr}]
         if self.base:
             groups.append({"params": self.base, "lr": settings.base_lr})
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, weight_decay=settings.weight_decay, fused=own[0].is_cuda)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             [group["lr"] for group in groups],
@@ -259,6 +265,38 @@ class _Trainer:
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Update all networks on one batch and return the terms, in nats."""
+        like = self.networks.global_moments.mean
+        beta2 = like.new_full((), math.nan if self.beta2.value is None else self.beta2.value)
+        inputs, labels = batch.inputs, () if batch.labels is None else (batch.labels,)
+
+        def work(beta2: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+            given, told = tensors[: len(inputs)], tensors[len(inputs) :]
+            again = Batch(given, told[0] if told else None, batch.additional_forward_args)
+            return self._terms_and_gradients(again, beta2)
+
+        if self.recorder is None or batch.additional_forward_args:
+            terms, *gradients = work(beta2, *inputs, *labels)
+        else:
+            terms, *gradients = self.recorder("step", work, beta2, *inputs, *labels)
+        assert terms is not None
+        values = dict(zip(_TERMS, terms.tolist()))
+        self._check(values)
+        if self.beta2.value is None:
+            self.beta2.value = values["beta2"]
+        values["beta2"] = self.beta2.value
+        for parameter, gradient in zip(self.encoder + self.heads + self.critics, gradients):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.schedule.step()
+        self.beta2.update(values["distortion"])
+        if not self.critics:
+            del values["info_nce"]
+        return values
+
+    def _terms_and_gradients(
+        self, batch: Batch, beta2: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Terms of a step, in the order of their names, and the gradient of each parameter."""
         networks = self.networks
         with torch.set_grad_enabled(bool(self.base)):
             first = self.firsts.of(batch)
@@ -275,18 +313,14 @@ class _Trainer:
         nce, nce_loss = self._critics(z, noised, first.y)
         alpha = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
         weight = ranks.weight_of(len(first.y), first.y.device)
-        values = _values(weight, distortion=task, information=bound, capacity=size, alpha=alpha)
-        values |= _values(1.0, info_nce=nce, head=held, marginal=marginal)
-        self._check(values)
-        beta2 = values["beta2"] = self.beta2.start(values["information"] + values["capacity"])
+        averaged = _averaged(weight, task, bound, size, alpha)
+        beta2 = self.beta2.started(beta2, averaged[1] + averaged[2])
         objective = weight * (task + beta2 * (bound + size)) / (1 + beta2)
         if self.base:  # every process has the whole InfoNCE, but the gradient of its own rows
             objective = objective - ranks.world() * self.settings.beta1 * nce
-        self._update(objective, likelihood, self.settings.beta1 * nce_loss)
-        self.beta2.update(values["distortion"])
-        if not self.critics:
-            del values["info_nce"]
-        return values
+        gradients = self._gradients(objective, likelihood, self.settings.beta1 * nce_loss)
+        rest = _averaged(1.0, nce, held, marginal)
+        return torch.cat([averaged, rest, beta2[None]]), *gradients
 
     def _task_loss(
         self, batch: Batch, first: Pass, noised: dict[Site, Callable[[Tensor], Tensor]]
@@ -319,7 +353,7 @@ class _Trainer:
         trained = ~held_out
         count = ranks.total(trained.sum()).clamp_min(1) / ranks.world()
         for i, site in enumerate(self.networks.sites):
-            # Likelihood reaches the head alone: _update differentiates it for nothing else.
+            # Likelihood reaches the head alone: _gradients differentiates it for nothing else.
             of_noised = self.networks.head(i, noised[site])
             of_clean = self.networks.head(i, z[site])
             nll = output.negative_log_likelihood(of_noised, target[:, None]).mean(1)
@@ -364,22 +398,25 @@ class _Trainer:
         scores: Tensor = self.networks.critics[i](rows.flatten(0, 1), global_)
         return scores.unflatten(0, rows.shape[:2])
 
-    def _update(self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor) -> None:
+    def _gradients(
+        self, objective: Tensor, likelihood: Tensor, critic_loss: Tensor
+    ) -> list[Tensor | None]:
+        """Of each network's part of the objective, averaged over the processes."""
+        result: list[Tensor | None] = []
         for loss, parameters in (
             (objective, self.encoder),
             (likelihood, self.heads),
             (critic_loss, self.critics),
         ):
             if not parameters or not loss.requires_grad:
+                result += [None] * len(parameters)
                 continue
             gradients = torch.autograd.grad(
                 loss, parameters, retain_graph=True, allow_unused=True
             )
             ranks.average_([gradient for gradient in gradients if gradient is not None])
-            for parameter, gradient in zip(parameters, gradients):
-                parameter.grad = gradient
-        self.optimizer.step()
-        self.schedule.step()
+            result += gradients
+        return result
 
     def _check(self, values: dict[str, float]) -> None:
         for name in ("distortion", "information", "capacity", "info_nce", "alpha"):
@@ -395,10 +432,9 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return ranks.total((values * mask).sum()) / ranks.total(mask.sum())
 
 
-def _values(weight: float, **terms: Tensor) -> dict[str, float]:
-    """Terms as numbers, averaged over the processes."""
-    mean = ranks.total(weight * torch.stack(list(terms.values()))) / ranks.world()
-    return dict(zip(terms, mean.tolist()))
+def _averaged(weight: float, *terms: Tensor) -> Tensor:
+    """Terms averaged over the processes, ``(terms,)``."""
+    return ranks.total(weight * torch.stack(terms).detach()) / ranks.world()
 
 
 def _endless(walk: Walk) -> Iterator[Batch]:
@@ -413,6 +449,7 @@ def train(
     found: Survey,
     settings: Settings,
     teacher: Passes | None = None,
+    recorder: Recorder | None = None,
 ) -> tuple[History, float]:
     """Train the networks.
 
@@ -423,6 +460,7 @@ def train(
         found: the survey.
         settings: how to train.
         teacher: passes of the original model, when a copy is fine-tuned.
+        recorder: records steps, where they can be.
 
     Returns:
         The history, and the last beta2.
@@ -430,7 +468,7 @@ def train(
     Raises:
         FloatingPointError: if a term of the objective is not finite.
     """
-    trainer = _Trainer(firsts, networks, found, settings, teacher)
+    trainer = _Trainer(firsts, networks, found, settings, teacher, recorder)
     history = History(kappa=trainer.beta2.kappa)
     start = time.perf_counter()
     data = _endless(walk)
@@ -444,6 +482,7 @@ def train(
             shown = ("distortion", "information", "capacity", "info_nce", "beta2")
             bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values})
     history.seconds = time.perf_counter() - start
+    trainer.optimizer.zero_grad()
     trainer.beta2.warn_if_missed()
     if trainer.critics and not any(history.info_nce):
         warnings.warn(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["finest", "locals_of", "n_positions", "on_grid", "resize"]
 
+_FEW = 4
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -62,4 +64,15 @@ def resize(maps: Tensor, positions: Sequence[int]) -> Tensor:
         )
     if all(new <= old for new, old in zip(target, source)):
         return F.interpolate(maps, target, mode="area")
+    if maps.is_cuda and len(target) == 2 and maps.shape[1] < _FEW:
+        return _few_channels(maps, target)
     return F.interpolate(maps, target, mode=_LINEAR[len(target)], align_corners=False)
+
+
+def _few_channels(maps: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """Bilinear interpolation for CUDA, where PyTorch has a thread for each number, and not only
+    for each position, with channels last and at least four of them: examples as channels."""
+    n, channels = maps.shape[:2]
+    image = maps.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
+    larger = F.interpolate(image, positions, mode="bilinear", align_corners=False)
+    return larger[0].contiguous().unflatten(0, (n, channels))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_mi.bottleneck import logit_of
+from captum_mi.bottleneck import bounded_logit, logit_of
 from captum_mi.grid import n_positions, resize
 
 __all__ = ["FixedAlpha", "InferenceNetwork"]
@@ -110,5 +110,5 @@ class FixedAlpha(nn.Module):
         """Logit ``(N, 1, *positions)``; of the context, only its batch size is used."""
         logit = self.logit[None, None]
         if self.logit.dim() and self.logit.shape != tuple(positions):  # alpha is what is averaged
-            logit = logit_of(resize(torch.sigmoid(logit), positions).clamp(0, 1))
+            logit = bounded_logit(resize(torch.sigmoid(logit), positions).clamp(0, 1))
         return resize(logit, positions).expand(len(context[0]), 1, *positions)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from captum_mi.weights import held_by
+
 __all__ = ["evaluation_mode", "isolated_randomness"]
 
 
@@ -21,10 +23,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     copied, so that a counter or a cache in the user's code is put back too.
     """
     training = {module: module.training for module in model.modules()}
-    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    requires_grad = {
+        tensor: tensor.requires_grad for module in training for tensor in held_by(module)
+        if isinstance(tensor, nn.Parameter)
+    }
     buffers = {
         buffer: (buffer.clone(), module, name)
-        for module in model.modules()
+        for module in training
         if not type(module).__module__.startswith("torch.nn.")
         for name, buffer in module.named_buffers(recurse=False)
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_mi.ablation import block_losses
 from captum_mi.batches import all_finite
 from captum_mi.bottleneck import inject_noise
+from captum_mi.graphs import Recorder
 from captum_mi.grid import on_grid
 from captum_mi.heatmap import combine, find_map_input, first_spatial_axis
 from captum_mi.hooks import LayerOutput
@@ -25,7 +26,7 @@ from captum_mi.shares import Decision
 from captum_mi.sites import Site
 
 __all__ = [
-    "Estimate", "Estimator", "Information", "Reader", "Weighting", "chunks", "estimates",
+    "Estimate", "Estimator", "Information", "Kind", "Reader", "Weighting", "chunks", "estimates",
 ]
 
 Information = Literal["sufficient", "general", "redundant"]
@@ -43,6 +44,22 @@ class Estimate(NamedTuple):
     standard_error: float
 
 
+class Kind(NamedTuple):
+    """Which maps are read.
+
+    Attributes:
+        information: which of the three.
+        classes: whether evidence for all classes is read.
+        weighting: what evidence for a class is weighted with.
+        joined: whether the layers are combined before.
+    """
+
+    information: Information
+    classes: bool
+    weighting: Weighting
+    joined: bool
+
+
 class Reader:
     """Everything that one batch's first pass tells.
 
@@ -56,6 +73,7 @@ class Reader:
         beta2: multiplier for refinement.
         refine_steps: steps of per-sample refinement of alpha, or blocks to remove.
         baselines: what is put in place of a block, for each input; ``None`` to refine alpha.
+        layers: captured layers of the first pass; ``None`` to run it.
     """
 
     def __init__(
@@ -69,6 +87,7 @@ class Reader:
         beta2: float,
         refine_steps: int = 0,
         baselines: tuple[Tensor, ...] | None = None,
+        layers: dict[str, LayerOutput] | None = None,
     ) -> None:
         self.passes, self.networks, self.readout = passes, networks, readout
         self.inputs, self.args, self.estimator = inputs, args, estimator
@@ -76,14 +95,23 @@ class Reader:
         self.baselines = baselines
         self._parameters: dict[tuple[int, bool], Tensor] = {}
         self._measured: tuple[Tensor, Tensor] | None = None
-        self.z = networks.standardise(self._layers())
-        self._sums = torch.stack([features.sum() for features in self.z.values()])
+        self.layers = self._captured() if layers is None else layers
 
-    def _layers(self) -> dict[str, LayerOutput]:
+    def _captured(self) -> dict[str, LayerOutput]:
         """Layers of the first pass, which runs to its end only if its output is read."""
         if self.estimator == "infomax" or self.refine_steps:
             return self.first.layers
         return self.passes.features(self.inputs, self.args)
+
+    @cached_property
+    def z(self) -> dict[Site, Tensor]:
+        """Standardised features of every site."""
+        return self.networks.standardise(self.layers)
+
+    @cached_property
+    def sums(self) -> Tensor:
+        """Sum of each site's features: finite if they are."""
+        return torch.stack([features.sum() for features in self.z.values()])
 
     def check(self) -> None:
         """Whether features were finite: asked last, as on CUDA it waits for all that was begun.
@@ -91,7 +119,7 @@ class Reader:
         Raises:
             ValueError: for NaN or Inf, naming the layer.
         """
-        if math.isfinite(sum(self._sums.tolist())):
+        if math.isfinite(sum(self.sums.tolist())):
             return
         for site, features in self.z.items():
             if not all_finite(features):
@@ -114,6 +142,36 @@ class Reader:
             self.beta2, self.refine_steps,
         )
         return self.networks.spread(refined, self.z)
+
+    def read(self, kind: Kind, index: Tensor | None, recorder: Recorder) -> list[Tensor]:
+        """Maps ``(N, M, *positions)`` of each site, in nats; the next call may overwrite them.
+
+        Args:
+            kind: what of them.
+            index: classes ``(N, S)`` whose evidence is read.
+            recorder: records what our own networks make of the layers, if nothing else is asked.
+        """
+        layers = [x for x in self.layers.values() if isinstance(x, Tensor)]
+        alone = self.estimator == "variational" and self.readout.downstream is None
+        if not alone or self.refine_steps or len(layers) < len(self.layers):
+            return self._maps_of(kind, index)
+
+        def work(*tensors: Tensor) -> tuple[Tensor | None, ...]:
+            layers, chosen = tensors[: len(self.layers)], tensors[len(self.layers) :]
+            again = Reader(
+                self.passes, self.networks, self.readout, self.inputs, self.args, self.estimator,
+                self.beta2, layers=dict(zip(self.layers, layers)),
+            )
+            return *again._maps_of(kind, chosen[0] if chosen else None), again.sums
+
+        given = layers if index is None else [*layers, index]
+        *maps, self.sums = cast(list[Tensor], recorder(kind, work, *given))
+        return maps
+
+    def _maps_of(self, kind: Kind, index: Tensor | None) -> list[Tensor]:
+        if index is None or kind.weighting == "none":
+            return self.maps(kind.information, index, kind.classes)
+        return self.weighted(kind.information, index, kind.weighting, kind.joined)
 
     def maps(
         self, information: Information, index: Tensor | None, classes: bool

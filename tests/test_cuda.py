@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from captum_mi import InfoBottleneckAttribution
+from captum_mi import InfoBottleneckAttribution, attribution
 from captum_mi.datasets import DigitResNet, make_scenes
 
 pytestmark = [
@@ -50,11 +50,32 @@ def errors(maps, exact):
 def test_maps_are_those_of_the_cpu(digits, call):
     attr, on_cuda, images, labels = digits
     call = {"target": labels, **call}
+    for part in (images[::4], images[1::4], images[2::4]):  # once as it is, then recorded
+        on_cuda.attribute(part, **{**call, "target": 0})
     maps = on_cuda.attribute(images, **call)
     assert maps.is_cuda
     # Gradients through a unit at the edge of its ReLU, and Adam's steps, magnify rounding.
     bound = 1e-4 if not call.get("refine_steps") else 1e-3
-    assert errors(maps, attr.attribute(images, **call)).max() < bound
+    exact = attr.attribute(images, **call)
+    for _ in range(4):
+        assert errors(on_cuda.attribute(images, **call), exact).max() < bound
+
+
+def test_what_our_networks_make_of_layers_is_recorded(digits):
+    _, on_cuda, images, labels = digits
+    for _ in range(3):
+        on_cuda.attribute(images, labels)
+    records = on_cuda._fit.recorder._records.values()
+    assert any(record is not None and record.graph is not None for record in records)
+    # Records read what weights hold, and not what they held.
+    head = on_cuda.networks.heads[0][-1]
+    kept = head.bias.detach().clone()
+    before = on_cuda.attribute(images, labels)
+    head.bias.data[int(labels[0])] += 1
+    changed = on_cuda.attribute(images, labels)
+    head.bias.data.copy_(kept)
+    assert not torch.allclose(changed[0], before[0], rtol=1e-2)
+    assert torch.equal(on_cuda.attribute(images, labels), before)
 
 
 def test_evidence_of_all_classes_is_that_of_the_cpu(digits):
@@ -76,6 +97,36 @@ def test_maps_hang_on_no_batch(digits):
     maps = on_cuda.attribute(images, labels)
     alone = torch.cat([on_cuda.attribute(x[None], int(t)) for x, t in zip(images, labels)])
     assert errors(alone, maps.cpu()).max() < 1e-4
+
+
+class Waits(torch.nn.Module):
+    """Asks the device for a number in every pass: cannot be recorded."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x) * (1.0 if float(x.mean()) < 1e9 else 2.0)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, Waits], ids=["recorded", "waits"])
+def test_steps_are_recorded_where_they_can_be(digits, wrap, monkeypatch):
+    attr, _, images, labels = digits
+    model = wrap(copy.deepcopy(attr.forward_func).cuda())
+    data = [images[:16], images[16:32], images[32:]]  # the last one is smaller
+    torch.cuda.manual_seed(5)
+    drawn = torch.rand(1, device="cuda")
+    torch.cuda.manual_seed(5)
+    runs = []
+    for on in (True, False):
+        monkeypatch.setattr(attribution, "_records_steps", lambda model, base, on=on: on)
+        other = InfoBottleneckAttribution(model)
+        history = other.fit(data, 30, progress=False, bank_size=64, amp=False, cache_bytes=0)
+        runs.append((torch.tensor(history.information), other.attribute(images, labels).cpu()))
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=0.05, atol=0.01)
+    assert errors(runs[0][1], runs[1][1]).mean() < 0.05
+    assert torch.equal(torch.rand(1, device="cuda"), drawn)  # random states were left alone
 
 
 @pytest.mark.parametrize("amp", [False, None])
@@ -123,4 +174,4 @@ def test_memory_is_flat(digits):
     for _ in range(10):
         on_cuda.attribute(images, labels)
         used.append(torch.cuda.memory_allocated())
-    assert used[1] == used[-1]
+    assert used[3] == used[-1]

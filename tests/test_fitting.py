@@ -138,8 +138,10 @@ def test_beta2_moves_towards_kappa():
         kappa, beta2 = 0.5, None
 
     rising, falling = _Beta2(Settings, 1.0), _Beta2(Settings, 1.0)
-    rising.start(1.0)
-    falling.start(1.0)
+    before, information = torch.tensor(torch.nan), torch.tensor(0.25)
+    rising.value = falling.value = rising.started(before, information).item()
+    assert rising.value == 0.5 / 0.25  # giving up all information is worth kappa
+    assert rising.started(torch.tensor(3.0), information) == 3
     for _ in range(50):
         rising.update(0.0)
         falling.update(5.0)

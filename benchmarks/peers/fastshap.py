@@ -77,7 +77,7 @@ class FastSHAP:
         self.images, self.batch, self.sets, self.lr = images, batch, sets, lr
         self.players = (images.shape[2] // _TILE) * (images.shape[3] // _TILE)
         self.surrogate = self._train_surrogate(model, steps)
-        self.explainer = Explainer(model, stages, images[:2])
+        self.explainer = Explainer(model, stages, images[:2]).to(images.device)
         self._train_explainer(steps)
         self.seconds = time.perf_counter() - start
 

@@ -1,0 +1,181 @@
+"""CUDA graphs: work on tensors of the same shapes, recorded once, then launched as a whole.
+
+Small networks on CUDA cost less to compute than to launch, one kernel after another. What was
+recorded runs without Python, on the addresses that it was recorded with.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+__all__ = ["Recorder"]
+
+Results = tuple[Tensor | None, ...]
+Work = Callable[..., Results]
+
+_MOST_BYTES = 2**28  # of tensors that recorded work reads
+_MOST_RECORDS = 64
+
+
+class Recorder:
+    """Runs work, and records what comes again, on CUDA, with tensors of the same shapes.
+
+    The first time work runs as it is. The second time it is recorded, and run both ways from the
+    same random state; if results differ, as of work that Python has a part in, the record is not
+    used. Records that were used least recently go where all of them read more than 256 MiB. A
+    copy of a recorder starts without records.
+
+    Args:
+        may_wait: whether work may wait for the device, and then cannot be recorded: the first
+            time PyTorch is told to raise if it does, in any thread.
+    """
+
+    def __init__(self, may_wait: bool = False) -> None:
+        self.may_wait = may_wait
+        self._records: OrderedDict[Hashable, _Record | None] = OrderedDict()
+
+    def __call__(self, name: Hashable, work: Work, *tensors: Tensor) -> Results:
+        """What ``work(*tensors)`` returns.
+
+        Args:
+            name: of the work: of the same name is what differs in its tensors alone.
+            work: from tensors to tensors, or ``None``, by operations that shapes decide.
+            tensors: all that changes from call to call.
+
+        Returns:
+            Tensors that the next call with the same name may overwrite.
+        """
+        key = (name, *((x.shape, x.stride(), x.dtype, x.device) for x in tensors))
+        size = sum(x.nbytes for x in tensors)
+        if not _recordable(tensors) or size > _MOST_BYTES:
+            return work(*tensors)
+        if key not in self._records:
+            return self._first(key, work, tensors)
+        self._records.move_to_end(key)
+        record = self._records[key]
+        if record is None:
+            return work(*tensors)
+        if record.graph is None:
+            return self._second(key, work, tensors)
+        return record.replay(tensors)
+
+    def clear(self) -> None:
+        """Forget all records, as when tensors that work reads have moved."""
+        self._records.clear()
+
+    def __reduce__(self) -> tuple[type[Recorder], tuple[bool]]:
+        return Recorder, (self.may_wait,)
+
+    def _first(self, key: Hashable, work: Work, tensors: tuple[Tensor, ...]) -> Results:
+        self._records[key] = None
+        if len(self._records) > _MOST_RECORDS:
+            self._records.popitem(last=False)
+        device = tensors[0].device
+        before = _random_state(device)
+        try:
+            with _error_if_waiting() if self.may_wait else nullcontext():
+                results = work(*tensors)
+        except RuntimeError:
+            if not self.may_wait:
+                raise
+            _set_random_state(before, device)
+            return work(*tensors)  # and if it was another error, it comes again
+        self._records[key] = _Record()
+        return results
+
+    def _second(self, key: Hashable, work: Work, tensors: tuple[Tensor, ...]) -> Results:
+        self._records[key] = None
+        device = tensors[0].device
+        before = _random_state(device)
+        expected = work(*tensors)
+        after = _random_state(device)
+        record = _Record()
+        try:
+            record.record(work, tensors)
+            _set_random_state(before, device)
+            results = record.replay(tensors)
+        except RuntimeError:
+            return expected
+        finally:
+            _set_random_state(after, device)
+        if not all(map(_same, results, expected)):
+            return expected
+        self._records[key] = record
+        self._make_room()
+        return results
+
+    def _make_room(self) -> None:
+        while sum(record.bytes for record in self._records.values() if record) > _MOST_BYTES:
+            self._records.popitem(last=False)
+
+
+class _Record:
+    """Work on tensors of its own, empty before it is recorded."""
+
+    def __init__(self) -> None:
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.read: tuple[Tensor, ...] = ()
+        self.results: Results = ()
+
+    @property
+    def bytes(self) -> int:
+        return sum(x.nbytes for x in self.read)
+
+    def record(self, work: Work, tensors: tuple[Tensor, ...]) -> None:
+        self.read = tuple(x.clone() for x in tensors)
+        device = tensors[0].device
+        graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        with (
+            torch.cuda.device(device),
+            torch.cuda.stream(torch.cuda.current_stream()),  # to come back to if it fails
+            # Other threads, as of a DataLoader, may do what recorded work may not.
+            torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"),
+        ):
+            self.results = work(*self.read)
+        self.graph = graph
+
+    def replay(self, tensors: tuple[Tensor, ...]) -> Results:
+        assert self.graph is not None
+        for own, given in zip(self.read, tensors):
+            own.copy_(given)
+        self.graph.replay()
+        return self.results
+
+
+def _recordable(tensors: tuple[Tensor, ...]) -> bool:
+    return all(x.is_cuda for x in tensors)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device)
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def _error_if_waiting() -> Iterator[None]:
+    """PyTorch raises where the CPU would wait for the device."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():  # that not all waiting is found: results are compared too
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Up to rounding that depends on the order of sums."""
+    if one is None or other is None:
+        return one is other
+    largest = float(other.abs().nan_to_num().max()) if other.numel() else 0.0
+    return torch.allclose(one, other, rtol=0, atol=1e-2 * largest, equal_nan=True)
