@@ -58,6 +58,7 @@ from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 __all__ = ["Estimate", "InfoBottleneckAttribution", "LayerInfoBottleneckAttribution"]
 
 Layers = str | nn.Module | Sequence[str | nn.Module]
+Result = TypeVar("Result")
 Self = TypeVar("Self", bound="_BottleneckAttribution")
 
 
@@ -438,8 +439,13 @@ class _BottleneckAttribution(InternalAttribution):
         unit: Unit,
         weighting: Weighting | None = None,
         baselines: Any = None,
-    ) -> list[Tensor]:
-        """Maps ``(N, M, *positions)`` of every site: M is 1, or all classes."""
+        finish: Callable[[list[Tensor]], Result],
+    ) -> Result:
+        """What ``finish`` makes of maps ``(N, M, *positions)`` of every site.
+
+        M is 1, or all classes. Whether all went well is looked at last: on CUDA the CPU is ahead
+        of the device until then.
+        """
         fit = self._fitted()
         check_choice("information", information, Information)
         check_choice("estimator", estimator, Estimator)
@@ -461,21 +467,25 @@ class _BottleneckAttribution(InternalAttribution):
         blanks = _blanks(inputs, baselines) if chosen == "shares" else ()
         kind = Kind(information, classes, chosen, self._joined)
         results = []
+        reader: Reader | None = None
         with self._reading():
             self._move_networks(fit)
             index = None if index is None else index.clone()  # not of an inference mode outside
             both = inputs + blanks
             for part, part_args, part_index in chunks(both, args, index, internal_batch_size):
+                if reader is not None:
+                    reader.check()
                 reader = Reader(
                     passes, fit.networks, readout, part[: len(inputs)], part_args, estimator,
                     fit.beta2, refine_steps, part[len(inputs) :] or None,
                 )
                 maps = reader.read(kind, part_index, fit.recorder)
                 results.append([one * factor for one in maps])
-                if len(results) == 1:  # a CUDA device is at work meanwhile
-                    self._warn_if_changed(fit)
-                reader.check()
-        return [torch.cat(site_maps) for site_maps in zip(*results)]
+            result = finish([torch.cat(site_maps) for site_maps in zip(*results)])
+            self._warn_if_changed(fit)
+            assert reader is not None
+            reader.check()
+        return result
 
     def _check_critics(self, fit: _Fit, estimator: Estimator) -> None:
         if estimator == "infomax" and not len(fit.networks.critics):
@@ -908,17 +918,20 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
         """
         is_tuple = _is_tuple(inputs)
         formatted, index = self._prepare(inputs, target, additional_forward_args)
-        maps = self._maps(
-            formatted, additional_forward_args, index, information=information,
-            estimator=estimator, internal_batch_size=internal_batch_size, weighting=weighting,
-            refine_steps=refine_steps, baselines=baselines, unit=unit,
-        )
         axes, design = self._fitted().structure.position_axes, self.design
         mapped = find_map_input(formatted, axes, design.map_input)
-        results = tuple(
-            to_input(maps, x, design.channel_axis, design.input_channel_axis)
-            if i == mapped else zeros_for(x)
-            for i, x in enumerate(formatted)
+
+        def of_inputs(maps: list[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(
+                to_input(maps, x, design.channel_axis, design.input_channel_axis)
+                if i == mapped else zeros_for(x)
+                for i, x in enumerate(formatted)
+            )
+
+        results = self._maps(
+            formatted, additional_forward_args, index, information=information,
+            estimator=estimator, internal_batch_size=internal_batch_size, weighting=weighting,
+            refine_steps=refine_steps, baselines=baselines, unit=unit, finish=of_inputs,
         )
         formatted_output: Tensor | tuple[Tensor, ...] = _format_output(is_tuple, results)
         return formatted_output
@@ -942,12 +955,12 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
             ValueError: if y is continuous and there is no downstream function.
         """
         formatted, _ = self._prepare(inputs, None, additional_forward_args)
-        maps = self._maps(
+        return self._maps(
             formatted, additional_forward_args, None, classes=True, information=information,
             estimator="variational", internal_batch_size=internal_batch_size,
             refine_steps=refine_steps, unit=unit,
+            finish=lambda maps: combine(maps, finest([tuple(one.shape[2:]) for one in maps])),
         )
-        return combine(maps, finest([tuple(one.shape[2:]) for one in maps]))
 
 
 class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
@@ -989,12 +1002,11 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
             of these for a list of layers.
         """
         formatted, index = self._prepare(inputs, target, additional_forward_args)
-        return self._per_layer(
-            self._maps(
-                formatted, additional_forward_args, index, information=information,
-                estimator=estimator, internal_batch_size=internal_batch_size,
-                weighting=weighting, refine_steps=refine_steps, baselines=baselines, unit=unit,
-            )
+        return self._maps(
+            formatted, additional_forward_args, index, information=information,
+            estimator=estimator, internal_batch_size=internal_batch_size,
+            weighting=weighting, refine_steps=refine_steps, baselines=baselines, unit=unit,
+            finish=self._per_layer,
         )
 
     def evidence(
@@ -1008,12 +1020,10 @@ class LayerInfoBottleneckAttribution(_BottleneckAttribution, LayerAttribution):
     ) -> Any:
         """Evidence for every class, ``(N, classes, *positions)``, structured as ``attribute``."""
         formatted, _ = self._prepare(inputs, None, additional_forward_args)
-        return self._per_layer(
-            self._maps(
-                formatted, additional_forward_args, None, classes=True, information=information,
-                estimator="variational", internal_batch_size=internal_batch_size,
-                refine_steps=refine_steps, unit=unit,
-            )
+        return self._maps(
+            formatted, additional_forward_args, None, classes=True, information=information,
+            estimator="variational", internal_batch_size=internal_batch_size,
+            refine_steps=refine_steps, unit=unit, finish=self._per_layer,
         )
 
     def _per_layer(self, maps: list[Tensor]) -> Any:

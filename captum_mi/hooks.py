@@ -65,7 +65,7 @@ def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
 def _eager(model: nn.Module) -> AbstractContextManager[Any]:
     """Context in which compiled parts of ``model`` run eagerly: a warmed graph ignores hooks."""
     compiled = any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
     )
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from captum_mi.weights import held_by
-
 __all__ = ["evaluation_mode", "isolated_randomness"]
 
 
@@ -22,33 +20,35 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     Buffers of ``torch.nn``'s own modules do not change in eval mode. Those of other modules are
     copied, so that a counter or a cache in the user's code is put back too.
     """
-    training = {module: module.training for module in model.modules()}
-    requires_grad = {
-        tensor: tensor.requires_grad for module in training for tensor in held_by(module)
-        if isinstance(tensor, nn.Parameter)
-    }
-    buffers = {
-        buffer: (buffer.clone(), module, name)
-        for module in training
+    training = [(module, module.training) for module in model.modules()]
+    requires_grad = [
+        (parameter, parameter.requires_grad)
+        for module, _ in training
+        for parameter in module._parameters.values()  # PyTorch's own walk spends most on names
+        if parameter is not None
+    ]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module, _ in training
         if not type(module).__module__.startswith("torch.nn.")
         for name, buffer in module.named_buffers(recurse=False)
-    }
+    ]
     try:
-        if any(training.values()):  # flags are slow to set: a call of one image would notice
+        if any(flag for _, flag in training):  # slow to set: a call of one image would notice
             model.eval()
-        for parameter, flag in requires_grad.items():
+        for parameter, flag in requires_grad:
             if flag:
                 parameter.requires_grad_(False)
         yield
     finally:
-        for module, flag in training.items():
+        for module, flag in training:
             if module.training != flag:
                 module.training = flag
-        for parameter, flag in requires_grad.items():
+        for parameter, flag in requires_grad:
             if parameter.requires_grad != flag:
                 parameter.requires_grad_(flag)
         with torch.no_grad():
-            for buffer, (saved, module, name) in buffers.items():
+            for module, name, buffer, saved in buffers:
                 setattr(module, name, buffer)
                 if not torch.equal(buffer, saved):
                     buffer.copy_(saved)

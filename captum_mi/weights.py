@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightWatch", "check_shapes", "fingerprint", "held_by", "shapes"]
+__all__ = ["WeightWatch", "check_shapes", "fingerprint", "shapes"]
 
 _SAMPLES = 16
 
@@ -49,12 +50,6 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def held_by(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers of a module itself; PyTorch's own walk spends most on names."""
-    every = (*module._parameters.values(), *module._buffers.values())
-    return [tensor for tensor in every if tensor is not None]
-
-
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -63,8 +58,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 class WeightWatch:
     """Tells whether a model still has the weights of a fingerprint.
 
-    The digest is computed anew only after addresses, version counters, or sampled values (on
-    CUDA, norms) have changed.
+    The digest is computed anew only after addresses, version counters or some of the elements
+    have changed.
 
     Args:
         model: the model.
@@ -74,7 +69,8 @@ class WeightWatch:
     def __init__(self, model: nn.Module, expected: str | None = None) -> None:
         self.model = model
         self.expected = fingerprint(model) if expected is None else expected
-        self._glance: Any = None
+        self._glance: tuple[list[int], list[int], list[float]] | None = None
+        self._samples: list[Tensor] = []
         self._unchanged = True
 
     def unchanged(self) -> bool:
@@ -86,21 +82,29 @@ class WeightWatch:
         return self._unchanged
 
     @torch.no_grad()
-    def _look(self) -> Any:
-        tensors = [tensor for module in self.model.modules() for tensor in held_by(module)]
-        marks = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        filled = [t for t in tensors if t.numel()]
-        on_cuda = [t for t in filled if t.is_cuda and t.is_floating_point()]
-        elsewhere = [_sample(t) for t in filled if not t.is_cuda]
-        # There, launches cost more than reading: norms of all elements need a few.
-        norms = torch._foreach_norm(on_cuda) if on_cuda else ()
-        values = [torch.stack(tuple(part)).tolist() for part in (norms, elsewhere) if part]
-        return marks, values
+    def _look(self) -> tuple[list[int], list[int], list[float]]:
+        """Addresses, versions, and some elements of each tensor."""
+        tensors = [
+            tensor for module in self.model.modules()
+            # PyTorch's own walk spends most on names.
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        ]
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        if self._glance is None or addresses != self._glance[0]:
+            self._samples = [
+                _as_stored(tensor)[:: max(1, tensor.numel() // _SAMPLES)] for tensor in tensors
+            ]
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for sample in self._samples:
+            by_device.setdefault(sample.device, []).append(sample)
+        return addresses, versions, [
+            value for part in by_device.values() for value in torch.cat(part).tolist()
+        ]
 
-
-def _sample(tensor: Tensor) -> Tensor:
-    """Sum of some elements, evenly spaced in memory."""
-    return _as_stored(tensor)[:: max(1, tensor.numel() // _SAMPLES)].sum(dtype=torch.float64)
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightWatch:
+        return WeightWatch(copy.deepcopy(self.model, memo), self.expected)
 
 
 def _as_stored(tensor: Tensor) -> Tensor:
