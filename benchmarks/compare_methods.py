@@ -76,6 +76,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fastshap-steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=Path, help="folder of finished methods; default OUT_parts")
+    parser.add_argument("--retime", action="store_true",
+                        help="measure the costs of what is finished anew, alone")
     parser.add_argument("--pictures", type=Path, help="folder for a grid that shows photographs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/photographs"))
     return parser.parse_args()
@@ -188,14 +190,18 @@ def finished(
     """A method's results, one for each reduction; loaded where they were kept."""
     folder = options.parts or Path(f"{options.out}_parts")
     path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
-    ignored = ["methods", "pictures", "out", "parts", "metrics", "refine_steps"]  # in its name
+    ignored = ["methods", "pictures", "out", "parts", "metrics", "retime"]
+    ignored += ["refine_steps"]  # in its name
     ignored += [] if name.startswith(OURS) else _OF_OURS
     settings = {key: str(value) for key, value in vars(options).items() if key not in ignored}
     settings["metrics"] = " ".join(metrics)
     if path.exists():
         kept = torch.load(path, weights_only=True)
         if kept["settings"] == settings:
-            return dict(kept["results"])
+            results = dict(kept["results"])
+            for result in results.values() if options.retime else ():
+                result.update(cost(method, evaluation))
+            return results
     try:
         results = run(name, method, evaluation, metrics)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
@@ -219,10 +225,7 @@ def run(
              explained(one, grids.images, grids.targets, f"{name}, mosaics"))
         for one in fits
     ]
-    timed = min(len(photos.images), fits[0].batch)
-    cost = seconds_per_image(fits[0].explain, photos.images[:timed], photos.labels[:timed])
-    with torch.no_grad():
-        forward = seconds_per_image(evaluation.model, photos.images[:50])
+    spent = cost(method, evaluation)
     results = {}
     for reduction in fits[0].reductions:
         heats = [Heat(*(reduced(a, reduction) for a in (one.images, one.mosaics))) for one in raw]
@@ -234,13 +237,22 @@ def run(
         results[f"{name} ({reduction})"] = {
             "values": {metric: one.mean(0) for metric, one in values.items()},
             "per_fit": {metric: one.mean(1) for metric, one in values.items()},
-            "seconds": cost,
-            "passes": cost / forward,
+            **spent,
             "heat": heats[0].images[:6].sum(1).cpu(),
             "curves": curves and [x.float().mean(0).cpu() for x in (curves.morf, curves.lerf)]
             + [curves.removed.cpu()],
         }
     return results
+
+
+def cost(method: Method | list[Method], evaluation: Evaluation) -> dict[str, float]:
+    """Time of an explanation, in seconds and in forward passes, per image."""
+    one, photos = method[0] if isinstance(method, list) else method, evaluation.photos
+    timed = min(len(photos.images), one.batch)
+    seconds = seconds_per_image(one.explain, photos.images[:timed], photos.labels[:timed])
+    with torch.no_grad():
+        forward = seconds_per_image(evaluation.model, photos.images[:timed])
+    return {"seconds": seconds, "passes": seconds / forward}
 
 
 def cells(name: str, result: Result, metrics: list[str]) -> list[str]:

@@ -34,18 +34,20 @@ def provenance(**settings: object) -> str:
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
         capture_output=True, text=True,
     ).stdout.strip()
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available()
-        else f"CPU ({platform.machine()}, {os.cpu_count()} cores, "
-             f"{torch.get_num_threads()} threads)"
-    )
     parts = {
         "commit": commit or "unknown", "captum_mi": captum_mi.__version__,
         "torch": torch.__version__, "torchvision": torchvision.__version__,
-        "captum": captum.__version__, "python": platform.python_version(), "device": device,
+        "captum": captum.__version__, "python": platform.python_version(), "device": device_name(),
         "peak memory": peak_memory(), **settings,
     }
     return ", ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def device_name() -> str:
+    """What everything runs on where there is a choice."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
 
 
 def peak_memory() -> str:

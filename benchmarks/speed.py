@@ -4,8 +4,9 @@
         --out benchmarks/results/speed
 
 Networks have random weights: time does not depend on them. Every call is timed after a warm-up, on
-CUDA synchronised; medians and quartiles of ``--repeats`` calls. Writes ``OUT_attribution``,
-``OUT_fit``, ``OUT_growth`` and ``OUT_memory``, ``.csv`` and ``.md``.
+CUDA synchronised; medians and quartiles of ``--repeats`` calls, in float32, without TF32 unless
+``--tf32`` is given. Writes ``OUT_attribution``, ``OUT_fit``,
+``OUT_whole_fit``, ``OUT_growth`` and ``OUT_memory``, ``.csv`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from captum_mi.stages import stage_layers
 
 Call = Callable[[], object]
 
+_WARM_UP = 3 if torch.cuda.is_available() else 1  # calls; what comes again is recorded there
+_REFINED = 100  # images at most
 _DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -49,18 +52,25 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[50, 1000])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peers", action="store_true", help="also IG, SmoothGrad, Occlusion")
-    parser.add_argument("--no-fit", action="store_true", help="attribution alone")
+    parser.add_argument("--no-fit", action="store_true", help="no steps of fits")
+    parser.add_argument("--no-attribution", action="store_true")
     parser.add_argument("--growth", action="store_true",
                         help="also how cost grows with images, pixels, classes and layers")
+    parser.add_argument("--fit-steps", type=int, default=0, help="also whole fits of so many")
     parser.add_argument("--calls", type=int, default=0, help="repeated calls for flat memory")
+    parser.add_argument("--tf32", action="store_true", help="of convolutions, as by default")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed"))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    origin = provenance(repeats=options.repeats)
-    attribution(options, origin)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = options.tf32
+    origin = provenance(repeats=options.repeats, tf32="convolutions" if options.tf32 else "off")
+    if not options.no_attribution:
+        attribution(options, origin)
     if not options.no_fit:
         fitting(options, origin)
+    if options.fit_steps:
+        whole_fits(options, origin)
     if options.growth:
         growth(options, origin)
     if options.calls:
@@ -96,10 +106,12 @@ def timed_rows(
     calls = {
         "forward": lambda: model(images),
         "captum_mi, a class": lambda: attr.attribute(images, target),
-        "captum_mi, refined, 9 blocks": lambda: attr.attribute(images, target, refine_steps=9),
         "captum_mi, no target": lambda: attr.attribute(images),
         "captum_mi, all classes": lambda: attr.evidence(images),
     }
+    if n <= _REFINED:
+        calls["captum_mi, refined, 9 blocks"] = lambda: attr.attribute(
+            images, target, refine_steps=9)
     if options.peers:
         calls |= peers(model, images, target)
     spans, peaks = {}, {}
@@ -135,38 +147,66 @@ def peers(model: nn.Module, images: Tensor, target: Tensor) -> dict[str, Call]:
 
 def fitting(options: argparse.Namespace, origin: str) -> None:
     """A step of the fit as a ratio to two forward passes and one backward pass."""
+    precisions = {"float32": False, "bfloat16": True}
+    if _DEVICE.type == "cpu":
+        del precisions["bfloat16"]
     rows = []
     for name in options.models:
         for size in options.sizes:
             model, images = network(name, 50, size), pictures(64, size)
-            step = fit_step_seconds(model, images, cache_bytes=0)
-            remembered = fit_step_seconds(model, images, cache_bytes=2**31)
-            forward, _ = seconds(lambda m=model, x=images: no_grad(m, x), options.repeats)
-            both, _ = seconds(lambda m=model, x=images: forward_backward(m, x), options.repeats)
-            arithmetic = median(forward) + median(both)
-            rows.append([name, str(size), f"{1000 * arithmetic:.0f}", f"{1000 * step:.0f}",
-                         f"{step / arithmetic:.2f}", f"{1000 * remembered:.0f}",
-                         f"{remembered / arithmetic:.2f}"])
-            print(*rows[-1], sep="  ", flush=True)
-    header = ["model", "pixels", "2 forward + 1 backward, ms", "ms/step of 64", "ratio",
-              "first passes remembered, ms/step", "ratio"]
+            for precision, amp in precisions.items():
+                step, remembered = (
+                    fit_step_seconds(model, images, cache_bytes, amp) for cache_bytes in (0, 2**31)
+                )
+                with torch.autocast(_DEVICE.type, torch.bfloat16, enabled=amp):
+                    parts = [
+                        median(seconds(lambda f=f, m=model, x=images: f(m, x), options.repeats)[0])
+                        for f in (no_grad, forward_backward)
+                    ]
+                arithmetic = sum(parts)
+                rows.append([name, str(size), precision, f"{1000 * arithmetic:.1f}",
+                             f"{1000 * step:.1f}", f"{step / arithmetic:.2f}",
+                             f"{1000 * remembered:.1f}", f"{remembered / arithmetic:.2f}"])
+                print(*rows[-1], sep="  ", flush=True)
+    header = ["model", "pixels", "precision", "2 forward + 1 backward, ms", "ms/step of 64",
+              "ratio", "first passes remembered, ms/step", "their ratio"]
     note = ("A step of the fit at the default layers, 64 images, without its three walks over the "
             "data; then with the first passes of the first walk remembered, as where "
-            f"``cache_bytes`` suffices for them.\n\n{origin}")
+            "``cache_bytes`` suffices for them. On CUDA steps are recorded as graphs, and nothing "
+            f"need be remembered.\n\n{origin}")
     stem = options.out.with_name(options.out.name + "_fit")
     print(write_table(stem, "Cost of fitting", header, rows, note))
 
 
 def fit_step_seconds(
-    model: nn.Module, images: Tensor, cache_bytes: int, few: int = 2, many: int = 8
+    model: nn.Module, images: Tensor, cache_bytes: int, amp: bool, few: int = 4, many: int = 10
 ) -> float:
     """Difference of a long and a short fit, per step."""
     spans = []
     for steps in (few, few, many):  # the first warms up
         attr = InfoBottleneckAttribution(model)
-        history = attr.fit([images], steps, progress=False, bank_size=256, cache_bytes=cache_bytes)
+        history = attr.fit([images], steps, progress=False, bank_size=256, amp=amp,
+                           cache_bytes=cache_bytes)
         spans.append(history.seconds)
     return (spans[2] - spans[1]) / (many - few)
+
+
+def whole_fits(options: argparse.Namespace, origin: str) -> None:
+    """Fits by default, with all their walks."""
+    rows = []
+    for name in options.models:
+        for size in options.sizes:
+            model, data = network(name, 50, size), list(pictures(6400, size).split(64))
+            start = time.perf_counter()
+            history = InfoBottleneckAttribution(model).fit(data, options.fit_steps)
+            rows.append([name, str(size), f"{history.seconds:.1f}",
+                         f"{time.perf_counter() - start:.1f}"])
+            print(*rows[-1], sep="  ", flush=True)
+    note = (f"{options.fit_steps} steps of 64 of 6,400 images that are on the device; in all, "
+            f"with survey and bank.\n\n{origin}")
+    stem = options.out.with_name(options.out.name + "_whole_fit")
+    print(write_table(stem, "Time of a fit", ["model", "pixels", "steps, s", "in all, s"], rows,
+                      note))
 
 
 def no_grad(model: nn.Module, images: Tensor) -> None:
@@ -265,7 +305,8 @@ def fitted_layers(model: nn.Module) -> list[str]:
 
 def seconds(call: Call, repeats: int) -> tuple[list[float], str]:
     """Sorted times after a warm-up, and the peak of memory on CUDA."""
-    call()
+    for _ in range(_WARM_UP):
+        call()
     if _DEVICE.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

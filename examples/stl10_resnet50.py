@@ -12,6 +12,7 @@ representation is the output of ``fc``; the inference network reads the last blo
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from training import train
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import IndexedPhotographs, View
 
+WORKERS = min(8, os.cpu_count() or 1)  # that read photographs
 CHOICES = {"layer1, as the source": ["layer1"], "default layers": None}
 
 Photographs = STL10 | IndexedPhotographs
@@ -109,8 +111,10 @@ def loader_of(
     photographs: Dataset[tuple[Tensor, int]], options: argparse.Namespace, seed: int = 0
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Shuffled batches."""
-    return DataLoader(photographs, options.batch, shuffle=True, drop_last=True, num_workers=2,
-                      generator=torch.Generator().manual_seed(seed))
+    return DataLoader(
+        photographs, options.batch, shuffle=True, drop_last=True, num_workers=WORKERS,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def train_classifier(model: nn.Module, training: Photographs, options: argparse.Namespace) -> None:
@@ -135,9 +139,10 @@ def train_classifier(model: nn.Module, training: Photographs, options: argparse.
 @torch.no_grad()
 def accuracy(model: nn.Module, validation: Photographs, options: argparse.Namespace) -> float:
     """Share of the validation images that are classified correctly."""
+    loader = DataLoader(validation, 200, num_workers=WORKERS)
     right = [
         (model(images.to(options.device)).argmax(1).cpu() == labels).float()
-        for images, labels in tqdm(DataLoader(validation, 200, num_workers=2), desc="accuracy")
+        for images, labels in tqdm(loader, desc="accuracy")
     ]
     return float(torch.cat(right).mean())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import attribute_folder
 import numpy as np
 import pytest
+import time_script
 import torch
 import torchvision
 from safetensors import safe_open
@@ -281,3 +282,25 @@ def test_compare_methods(photographs):
     assert len(table.splitlines()) == 1 + 1 + 2 + 1 + 2 + 1 + 1 + 1
     run(*command)
     assert (photographs / "result.csv").read_text() == table
+    again = run(*command, "--retime", "--methods", "random", "--out", photographs / "again",
+                "--parts", photographs / "result_parts")
+    before, after = (
+        next(row for row in text.splitlines() if "random" in row).split("|")
+        for text in ((photographs / "result.md").read_text(), again.split("forward passes |")[1])
+    )
+    assert after[:-3] == before[:-3]  # all but the cost
+    assert after != before
+
+
+def test_time_script_replaces_its_rows(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "says.py"
+    script.write_text("import sys; print('said', *sys.argv[1:])")
+    for name in ("one", "two", "one"):
+        monkeypatch.setattr(sys, "argv", [
+            "time_script.py", "--name", name, "--out", str(tmp_path / "table"), str(script),
+            "--loud", name])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        time_script.main()
+        assert f"said --loud {name}" in capsys.readouterr().out
+    rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["script", "two", "one"]
