@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import attribute_folder
@@ -23,7 +26,23 @@ from captum_mi.datasets import IndexedPhotographs, View, make_scenes
 ROOT = Path(__file__).parent.parent
 
 
-def run(*command: object) -> str:
+def run(script: str, *arguments: object) -> str:
+    """What a script prints. In this process: another would spend seconds on imports."""
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(),
+        contextlib.redirect_stdout(printed),
+    ):
+        warnings.simplefilter("ignore")
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return printed.getvalue()
+
+
+def run_alone(*command: object) -> str:
+    """What a program prints, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, command)],
@@ -191,7 +210,7 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
         "--shard", 4, "--steps", 1, "--fit", tmp_path / "fit.safetensors",
     )
     two = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone", *command)
-    assert "maps of 10 images" in run(*two, "--out", tmp_path / "two")
+    assert "maps of 10 images" in run_alone(*two, "--out", tmp_path / "two")
     shards = sorted((tmp_path / "two").iterdir())
     assert [path.name for path in shards] == [f"shard_{i:05d}.safetensors" for i in range(3)]
     with safe_open(shards[2], "pt") as file:
