@@ -26,7 +26,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from captum_mi import checkpoint, ranks
-from captum_mi.batches import Batch, batches, check_inputs, device_of, dtype_of, move
+from captum_mi.batches import (
+    Batch,
+    batches,
+    check_finite,
+    check_inputs,
+    check_types,
+    device_of,
+    dtype_of,
+    move,
+)
 from captum_mi.bottleneck import logit_of
 from captum_mi.fitting import Settings, fill_bank, survey, train
 from captum_mi.graphs import Recorder
@@ -443,8 +452,8 @@ class _BottleneckAttribution(InternalAttribution):
     ) -> Result:
         """What ``finish`` makes of maps ``(N, M, *positions)`` of every site.
 
-        M is 1, or all classes. Whether all went well is looked at last: on CUDA the CPU is ahead
-        of the device until then.
+        M is 1, or all classes. Whether all went well is looked at last, so that until then the CPU
+        may be ahead of a CUDA device.
         """
         fit = self._fitted()
         check_choice("information", information, Information)
@@ -468,6 +477,7 @@ class _BottleneckAttribution(InternalAttribution):
         kind = Kind(information, classes, chosen, self._joined)
         results = []
         reader: Reader | None = None
+        unchanged: Callable[[], bool] | None = None
         with self._reading():
             self._move_networks(fit)
             index = None if index is None else index.clone()  # not of an inference mode outside
@@ -479,11 +489,13 @@ class _BottleneckAttribution(InternalAttribution):
                     passes, fit.networks, readout, part[: len(inputs)], part_args, estimator,
                     fit.beta2, refine_steps, part[len(inputs) :] or None,
                 )
+                unchanged = unchanged or fit.watch.look()
                 maps = reader.read(kind, part_index, fit.recorder)
                 results.append([one * factor for one in maps])
             result = finish([torch.cat(site_maps) for site_maps in zip(*results)])
-            self._warn_if_changed(fit)
             assert reader is not None
+            assert unchanged is not None
+            self._warn_if_changed(unchanged())
             reader.check()
         return result
 
@@ -502,11 +514,13 @@ class _BottleneckAttribution(InternalAttribution):
         device = device_of(self.model)
         formatted = tuple(x.detach().to(device) for x in _format_tensor_into_tuples(inputs))
         fit.structure.signature.check(formatted)
-        check_inputs(formatted, dtype_of(self.model))
+        # On CUDA that would wait for the device: what is read of them tells it later.
+        (check_types if device.type == "cuda" else check_inputs)(
+            formatted, dtype_of(self.model))
         n = len(formatted[0])
         shape = self._target_shape(fit, n, additional_forward_args, device)
         index = target_index(target, n, shape)
-        return formatted, None if index is None else index.to(device)
+        return formatted, move(index, device)
 
     def _target_shape(
         self, fit: _Fit, n: int, additional_forward_args: object, device: torch.device
@@ -519,8 +533,8 @@ class _BottleneckAttribution(InternalAttribution):
         with torch.no_grad():
             return tuple(self.downstream(y, *args).shape[1:])
 
-    def _warn_if_changed(self, fit: _Fit) -> None:
-        if not fit.watch.unchanged():
+    def _warn_if_changed(self, unchanged: bool) -> None:
+        if not unchanged:
             warnings.warn(
                 "the model's weights have changed since the fit, so its moments, heads and "
                 "critics belong to another model; fit again, or use .bind(model) if a fit is "
@@ -552,7 +566,8 @@ class _BottleneckAttribution(InternalAttribution):
         masked = formatted
         if alpha_inputs is not None:
             masked, _ = self._prepare(alpha_inputs, None, additional_forward_args)
-        self._warn_if_changed(fit)
+        check_finite((*formatted, *masked))
+        self._warn_if_changed(fit.watch.look()())
         args = move(
             _format_additional_forward_args(additional_forward_args) or (), formatted[0].device
         )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "Batch", "Signature", "all_finite", "batches", "copied", "device_of", "dtype_of",
-    "example_bits", "example_keys", "move", "rebuilt",
+    "Batch", "Signature", "all_finite", "batches", "check_finite", "check_inputs", "check_types",
+    "copied", "device_of", "dtype_of", "example_bits", "example_keys", "move", "rebuilt",
 ]
 
 
@@ -194,17 +194,26 @@ class Signature:
 
 def check_inputs(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     """Raise for empty inputs, NaN or Inf, and floating-point types other than the model's."""
+    check_types(inputs, dtype)
+    check_finite(inputs)
+
+
+def check_types(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    """Raise for empty inputs, and floating-point types other than the model's."""
     for i, x in enumerate(inputs):
         if x.numel() == 0:
             raise ValueError(f"input {i} is empty: shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            continue
-        if x.dtype != dtype:
+        if x.is_floating_point() and x.dtype != dtype:
             raise TypeError(
                 f"input {i} has dtype {x.dtype}; the model's parameters are {dtype}. Convert "
                 f"it with .to({dtype})"
             )
-        if not all_finite(x):
+
+
+def check_finite(inputs: tuple[Tensor, ...]) -> None:
+    """Raise for NaN or Inf."""
+    for i, x in enumerate(inputs):
+        if x.is_floating_point() and not all_finite(x):
             raise ValueError(f"input {i} holds NaN or Inf; expected finite values")
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from captum_mi.ablation import block_losses
-from captum_mi.batches import all_finite
+from captum_mi.batches import all_finite, check_finite
 from captum_mi.bottleneck import inject_noise
 from captum_mi.graphs import Recorder
 from captum_mi.grid import on_grid
 from captum_mi.heatmap import combine, find_map_input, first_spatial_axis
 from captum_mi.hooks import LayerOutput
+from captum_mi.later import Later
 from captum_mi.networks import Networks
 from captum_mi.passes import Pass, Passes
 from captum_mi.posterior import capacity_prior, position_posterior, spread
@@ -96,6 +97,7 @@ class Reader:
         self._parameters: dict[tuple[int, bool], Tensor] = {}
         self._measured: tuple[Tensor, Tensor] | None = None
         self.layers = self._captured() if layers is None else layers
+        self._sums = self._ask() if layers is None else None
 
     def _captured(self) -> dict[str, LayerOutput]:
         """Layers of the first pass, which runs to its end only if its output is read."""
@@ -108,21 +110,25 @@ class Reader:
         """Standardised features of every site."""
         return self.networks.standardise(self.layers)
 
-    @cached_property
-    def sums(self) -> Tensor:
-        """Sum of each site's features: finite if they are."""
-        return torch.stack([features.sum() for features in self.z.values()])
+    def _ask(self) -> Later:
+        """Sums of inputs and features: finite if these are."""
+        read = [x for x in self.inputs if x.is_floating_point()]
+        read += [site.of(self.layers) for site in self.networks.all_sites]
+        dtype = self.networks.global_moments.mean.dtype
+        return Later(torch.stack([x.sum(dtype=dtype) for x in read]))
 
     def check(self) -> None:
-        """Whether features were finite: asked last, as on CUDA it waits for all that was begun.
+        """Whether inputs and features were finite: asked last, as it waits for a CUDA device.
 
         Raises:
-            ValueError: for NaN or Inf, naming the layer.
+            ValueError: for NaN or Inf, naming the input or the layer.
         """
-        if math.isfinite(sum(self.sums.tolist())):
+        assert self._sums is not None
+        if math.isfinite(sum(self._sums.tolist())):
             return
-        for site, features in self.z.items():
-            if not all_finite(features):
+        check_finite(self.inputs)
+        for site in self.networks.all_sites:
+            if not all_finite(site.of(self.layers)):
                 raise ValueError(f"layer {site.name!r} returned NaN or Inf for these inputs")
 
     @cached_property
@@ -162,11 +168,10 @@ class Reader:
                 self.passes, self.networks, self.readout, self.inputs, self.args, self.estimator,
                 self.beta2, layers=dict(zip(self.layers, layers)),
             )
-            return *again._maps_of(kind, chosen[0] if chosen else None), again.sums
+            return tuple(again._maps_of(kind, chosen[0] if chosen else None))
 
         given = layers if index is None else [*layers, index]
-        *maps, self.sums = cast(list[Tensor], recorder(kind, work, *given))
-        return maps
+        return cast(list[Tensor], list(recorder(kind, work, *given)))
 
     def _maps_of(self, kind: Kind, index: Tensor | None) -> list[Tensor]:
         if index is None or kind.weighting == "none":

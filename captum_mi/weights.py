@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from captum_mi.later import Later
 
 __all__ = ["WeightWatch", "check_shapes", "fingerprint", "shapes"]
 
@@ -69,21 +72,17 @@ class WeightWatch:
     def __init__(self, model: nn.Module, expected: str | None = None) -> None:
         self.model = model
         self.expected = fingerprint(model) if expected is None else expected
-        self._glance: tuple[list[int], list[int], list[float]] | None = None
+        self._glance: tuple[list[int], list[int], list[list[float]]] | None = None
         self._samples: list[Tensor] = []
         self._unchanged = True
 
-    def unchanged(self) -> bool:
-        """Whether the weights are those of the fingerprint."""
-        glance = self._look()
-        if glance != self._glance:
-            self._unchanged = fingerprint(self.model) == self.expected
-            self._glance = glance
-        return self._unchanged
-
     @torch.no_grad()
-    def _look(self) -> tuple[list[int], list[int], list[float]]:
-        """Addresses, versions, and some elements of each tensor."""
+    def look(self) -> Callable[[], bool]:
+        """Look at the weights: addresses, versions, and some elements of each tensor.
+
+        Returns:
+            Tells whether the weights are those of the fingerprint, and waits until it can.
+        """
         tensors = [
             tensor for module in self.model.modules()
             # PyTorch's own walk spends most on names.
@@ -99,9 +98,16 @@ class WeightWatch:
         by_device: dict[torch.device, list[Tensor]] = {}
         for sample in self._samples:
             by_device.setdefault(sample.device, []).append(sample)
-        return addresses, versions, [
-            value for part in by_device.values() for value in torch.cat(part).tolist()
-        ]
+        sampled = [Later(torch.cat(part)) for part in by_device.values()]
+
+        def unchanged() -> bool:
+            glance = addresses, versions, [values.tolist() for values in sampled]
+            if glance != self._glance:
+                self._unchanged = fingerprint(self.model) == self.expected
+                self._glance = glance
+            return self._unchanged
+
+        return unchanged
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightWatch:
         return WeightWatch(copy.deepcopy(self.model, memo), self.expected)
