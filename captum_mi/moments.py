@@ -88,7 +88,7 @@ class Moments(nn.Module):
 
     def standardise(self, features: Tensor) -> Tensor:
         """``(N, C, *positions)`` features to zero mean and unit variance per channel."""
-        features, scale = features.to(self.mean.dtype), 1 / self.std
+        features, scale = features.to(self.mean.dtype), self.std.reciprocal()
         shift = channel_view(-self.mean * scale, features)
         return torch.addcmul(shift, features, channel_view(scale, features))  # in one walk
 

@@ -159,6 +159,8 @@ class CategoricalOutput(Output):
 
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
         centred, normaliser = self._normalised(parameters)
+        if index.shape[1] == 1:
+            return _gather(centred, index)[..., 0] - normaliser
         log_share = F.log_softmax(self.log_marginal[index], -1)  # of r within the set
         together = (_gather(centred, index) + log_share[:, None]).logsumexp(-1)
         return together - normaliser
