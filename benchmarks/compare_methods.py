@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from peers import cam, captum_methods, fastshap, iba, priors, rise
 from peers.method import Method, explained, reduced
 from photographs import PLAIN, Photographs, load, load_model
-from report import mean_and_error, provenance, write_table
+from report import made_by, mean_and_error, write_table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -38,7 +38,7 @@ from captum_mi.visualize import panel
 OURS = "captum_mi"
 Registry = dict[str, Method | list[Method]]
 Result = dict[str, Any]
-Fits = Callable[[], list[InfoBottleneckAttribution]]
+Fits = Callable[[], list[InfoBottleneckAttribution]]  # made when they are first asked for
 
 _COLOURED = 7  # rows of others in the figure of curves
 
@@ -103,12 +103,15 @@ def main() -> None:
     registry = {**ours(fits, options), **others(model, stages, train.images, options)}
 
     results: dict[str, Result] = {}
+    origins: dict[str, list[str]] = {}
     for name, method in selected(registry, options.methods).items():
-        results |= finished(name, method, evaluation, metrics, options)
+        new, origin = finished(name, method, evaluation, metrics, fits, options)
+        results |= new
+        origins.setdefault(origin, []).append(name)
         for row in [row for row in results if row.startswith(name)][-1:]:
             print(*cells(row, results[row], metrics), sep="  ", flush=True)
-    explained_by_us = any(row.startswith(OURS) for row in results)
-    write(results, metrics, fits() if explained_by_us else [], evaluation, options)
+    used = fits() if fits.cache_info().currsize else []
+    write(results, origins, metrics, used, evaluation, options)
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
         shown = {name: result["heat"][:6] for name, result in results.items()}
@@ -185,9 +188,9 @@ def selected(registry: Registry, wanted: list[str] | None) -> Registry:
 
 def finished(
     name: str, method: Method | list[Method], evaluation: Evaluation, metrics: list[str],
-    options: argparse.Namespace,
-) -> dict[str, Result]:
-    """A method's results, one for each reduction; loaded where they were kept."""
+    fits: Fits, options: argparse.Namespace,
+) -> tuple[dict[str, Result], str]:
+    """A method's results, one for each reduction, and how they were made; kept ones are loaded."""
     folder = options.parts or Path(f"{options.out}_parts")
     path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
     ignored = ["methods", "pictures", "out", "parts", "metrics", "retime"]
@@ -201,7 +204,7 @@ def finished(
             results = dict(kept["results"])
             for result in results.values() if options.retime else ():
                 result.update(cost(method, evaluation))
-            return results
+            return results, kept["origin"]
     try:
         results = run(name, method, evaluation, metrics)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
@@ -209,9 +212,10 @@ def finished(
             raise
         print(f"{name}: not applicable to {options.model}: {error}", flush=True)
         results = {}
+    origin = made_by() + (about(fits(), options) if name.startswith(OURS) else "")
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"settings": settings, "results": results}, path)
-    return results
+    torch.save({"settings": settings, "results": results, "origin": origin}, path)
+    return results, origin
 
 
 def run(
@@ -262,8 +266,8 @@ def cells(name: str, result: Result, metrics: list[str]) -> list[str]:
 
 
 def write(
-    results: dict[str, Result], metrics: list[str], fits: list[InfoBottleneckAttribution],
-    evaluation: Evaluation, options: argparse.Namespace,
+    results: dict[str, Result], origins: dict[str, list[str]], metrics: list[str],
+    fits: list[InfoBottleneckAttribution], evaluation: Evaluation, options: argparse.Namespace,
 ) -> None:
     """Tables and figures."""
     out: Path = options.out
@@ -272,7 +276,7 @@ def write(
     note = (
         f"{n} correctly classified validation images{small}, {grids} mosaics; mean ± standard "
         "error over images. Lower is better for deletion and infidelity, higher elsewhere."
-        f"{about(fits)}\n\n{origin(fits, options)}"
+        f"\n\n{conditions(origins, options)}"
     )
     header = ["method (reduction)", *metrics, "ms/image", "forward passes"]
     rows = [cells(name, result, metrics) for name, result in results.items()]
@@ -288,23 +292,21 @@ def write(
         figure_of_cost(results).savefig(f"{out}_cost.png", dpi=110)
 
 
-def about(fits: list[InfoBottleneckAttribution]) -> str:
+def about(fits: list[InfoBottleneckAttribution], options: argparse.Namespace) -> str:
     """What the fits took."""
-    if not fits:
-        return ""
     seconds = sum(attr.history.seconds for attr in fits) / len(fits)
-    return f" Each of {len(fits)} fit(s): {len(fits[0].history)} steps in {seconds:.0f} s."
+    return (f", {len(fits)} fit(s) of {'+'.join(fits[0].layers)} on {options.train} images, each "
+            f"{len(fits[0].history)} steps of {options.batch} in {seconds:.0f} s")
 
 
-def origin(fits: list[InfoBottleneckAttribution], options: argparse.Namespace) -> str:
+def conditions(origins: dict[str, list[str]], options: argparse.Namespace) -> str:
     """Under what conditions the numbers were measured."""
-    conditions = {"model": options.model, "seed": options.seed, "skipped": options.skip}
-    if fits:
-        conditions |= {"layers": "+".join(fits[0].layers), "fitted_on": options.train,
-                       "batch": options.batch}
+    shared = {"model": options.model, "seed": options.seed, "skipped": options.skip}
     if options.amp:
-        conditions["bfloat16"] = "while fitting and for perturbed images"
-    return provenance(**conditions)
+        shared["bfloat16"] = "while fitting and for perturbed images"
+    first = ", ".join(f"{name} {value}" for name, value in shared.items())
+    return "\n\n".join([first, *(f"{', '.join(names)}: {origin}"
+                                 for origin, names in origins.items())])
 
 
 def paired(

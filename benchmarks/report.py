@@ -26,7 +26,13 @@ def elapsed() -> str:
 
 
 def provenance(**settings: object) -> str:
-    """One line: commit, versions, device, threads, memory and the script's settings.
+    """One line: commit, versions, device, threads, memory and the script's settings."""
+    return ", ".join([made_by(), f"peak memory {peak_memory()}",
+                      *(f"{name} {value}" for name, value in settings.items())])
+
+
+def made_by() -> str:
+    """Commit, versions, device and threads.
 
     The environment's ``COMMIT`` names the commit of a copy without git.
     """
@@ -37,8 +43,8 @@ def provenance(**settings: object) -> str:
     parts = {
         "commit": commit or "unknown", "captum_mi": captum_mi.__version__,
         "torch": torch.__version__, "torchvision": torchvision.__version__,
-        "captum": captum.__version__, "python": platform.python_version(), "device": device_name(),
-        "peak memory": peak_memory(), **settings,
+        "captum": captum.__version__, "python": platform.python_version(),
+        "device": device_name(),
     }
     return ", ".join(f"{name} {value}" for name, value in parts.items())
 

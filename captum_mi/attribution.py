@@ -284,6 +284,10 @@ class _BottleneckAttribution(InternalAttribution):
         as its batch, and every process ends up with it. A process that calls it alone waits for
         the others.
 
+        On CUDA a step on batches of one shape is recorded as a graph, unless the model waits for
+        the device in its passes, takes additional arguments, is fine-tuned, or several processes
+        fit: kernels then run without Python between them.
+
         Args:
             loader: any iterable that can be walked again. A bare tensor is the inputs, a pair
                 is (inputs, labels), a longer tuple is several inputs. Batches are moved to the
@@ -313,6 +317,7 @@ class _BottleneckAttribution(InternalAttribution):
             cache_bytes: memory, on the model's device, for what the first walk's passes of the
                 model gave. If it suffices for all examples, and the loader yields the same ones
                 again, in whatever order, later walks need no first passes; else nothing is kept.
+                On CUDA, where steps are recorded, they are run anew.
             seed: of all randomness in the fit. Global random states are left as they were.
             progress: show progress bars with the terms of the objective.
 
@@ -890,7 +895,9 @@ class InfoBottleneckAttribution(_BottleneckAttribution):
     ) -> Tensor | tuple[Tensor, ...]:
         r"""Maps of the inputs' shape. Deterministic, and independent of the batch.
 
-        Inside ``torch.autocast`` the model runs in mixed precision, the fitted networks do not.
+        Inside ``torch.autocast`` the model runs in mixed precision, the fitted networks do not. On
+        CUDA, what these make of the features is recorded as a graph the second time that inputs
+        of a shape come.
 
         Args:
             inputs: input, or tuple of inputs, batch first, as the model takes them.
