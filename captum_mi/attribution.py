@@ -286,7 +286,8 @@ class _BottleneckAttribution(InternalAttribution):
 
         On CUDA a step on batches of one shape is recorded as a graph, unless the model waits for
         the device in its passes, takes additional arguments, is fine-tuned, or several processes
-        fit: kernels then run without Python between them.
+        fit: kernels then run without Python between them. (To find out whether the model waits,
+        PyTorch is told to raise where anything does, in any thread, during the first step.)
 
         Args:
             loader: any iterable that can be walked again. A bare tensor is the inputs, a pair
@@ -379,7 +380,7 @@ class _BottleneckAttribution(InternalAttribution):
             if base is not None:
                 base.requires_grad_(True)
                 teacher = self._passes(original, structure, precision)
-            recorder = Recorder(may_wait=True) if records else None
+            recorder = Recorder(may_wait=True, most=2, most_bytes=2**40) if records else None
             history, beta2 = train(firsts, networks, walk, found, settings, teacher, recorder)
             fill_bank(firsts, networks, walk, found, settings)
         networks.requires_grad_(False)
@@ -435,7 +436,6 @@ class _BottleneckAttribution(InternalAttribution):
         device, dtype = device_of(self.model), _own_dtype(self.model)
         if device_of(fit.networks) != device or dtype_of(fit.networks) != dtype:
             fit.networks.to(device, dtype)
-            fit.recorder.clear()
 
     # ------------------------------------------------------------------ maps
 
@@ -474,8 +474,7 @@ class _BottleneckAttribution(InternalAttribution):
                 f"a target and weighting='shares' does; got refine_steps={refine_steps} and "
                 f"weighting {chosen!r}"
             )
-        passes, readout = self._reading_passes(), Readout.of(fit.networks, self.downstream)
-        device = inputs[0].device
+        passes, device = self._reading_passes(), inputs[0].device
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         factor = per_unit(unit)
         blanks = _blanks(inputs, baselines) if chosen == "shares" else ()
@@ -485,6 +484,7 @@ class _BottleneckAttribution(InternalAttribution):
         unchanged: Callable[[], bool] | None = None
         with self._reading():
             self._move_networks(fit)
+            readout = Readout.of(fit.networks, self.downstream)
             index = None if index is None else index.clone()  # not of an inference mode outside
             both = inputs + blanks
             for part, part_args, part_index in chunks(both, args, index, internal_batch_size):
@@ -498,10 +498,10 @@ class _BottleneckAttribution(InternalAttribution):
                 maps = reader.read(kind, part_index, fit.recorder)
                 results.append([one * factor for one in maps])
             result = finish([torch.cat(site_maps) for site_maps in zip(*results)])
-            assert reader is not None
-            assert unchanged is not None
-            self._warn_if_changed(unchanged())
-            reader.check()
+        assert reader is not None
+        assert unchanged is not None
+        self._warn_if_changed(unchanged())
+        reader.check()
         return result
 
     def _check_critics(self, fit: _Fit, estimator: Estimator) -> None:
@@ -620,11 +620,11 @@ class _BottleneckAttribution(InternalAttribution):
         self._check_critics(fit, estimator)
         args = _format_additional_forward_args(additional_forward_args) or ()
         walk = batches(loader, device_of(self.model), prepare_batch, args)
-        passes, readout = self._reading_passes(), Readout.of(fit.networks, self.downstream)
-        factor = per_unit(unit)
+        passes, factor = self._reading_passes(), per_unit(unit)
         rows: list[Tensor] = []
         with self._reading(seed):
             self._move_networks(fit)
+            readout = Readout.of(fit.networks, self.downstream)
             shown = progress and ranks.is_first()
             for batch in tqdm(walk, desc="information", unit="batch", disable=not shown):
                 check_inputs(batch.inputs, dtype_of(self.model))

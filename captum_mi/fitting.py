@@ -256,7 +256,10 @@ class _Trainer:
         if self.base:
             groups.append({"params": self.base, "lr": settings.base_lr})
         self.optimizer = torch.optim.AdamW(
-            groups, weight_decay=settings.weight_decay, fused=own[0].is_cuda)
+            groups, weight_decay=settings.weight_decay,
+            # Gradients of a base have layouts of their own, which the fused form does not take.
+            fused=own[0].is_cuda and not self.base,
+        )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             [group["lr"] for group in groups],
@@ -267,17 +270,19 @@ class _Trainer:
         """Update all networks on one batch and return the terms, in nats."""
         like = self.networks.global_moments.mean
         beta2 = like.new_full((), math.nan if self.beta2.value is None else self.beta2.value)
-        inputs, labels = batch.inputs, () if batch.labels is None else (batch.labels,)
+        inputs, labels = batch.inputs, list[Tensor]()
+        if self.settings.task == "labels" and isinstance(batch.labels, Tensor):
+            labels.append(batch.labels)
 
         def work(beta2: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
             given, told = tensors[: len(inputs)], tensors[len(inputs) :]
-            again = Batch(given, told[0] if told else None, batch.additional_forward_args)
-            return self._terms_and_gradients(again, beta2)
+            return self._terms_and_gradients(Batch(given, told[0] if told else None), beta2)
 
         if self.recorder is None or batch.additional_forward_args:
-            terms, *gradients = work(beta2, *inputs, *labels)
+            terms, *gradients = self._terms_and_gradients(batch, beta2)
         else:
-            terms, *gradients = self.recorder("step", work, beta2, *inputs, *labels)
+            model = self.firsts.passes.model
+            terms, *gradients = self.recorder("step", model, work, beta2, *inputs, *labels)
         assert terms is not None
         values = dict(zip(_TERMS, terms.tolist()))
         self._check(values)
@@ -483,6 +488,8 @@ def train(
             bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values})
     history.seconds = time.perf_counter() - start
     trainer.optimizer.zero_grad()
+    if recorder is not None:
+        recorder.clear()
     trainer.beta2.warn_if_missed()
     if trainer.critics and not any(history.info_nce):
         warnings.warn(

@@ -6,21 +6,23 @@ recorded runs without Python, on the addresses that it was recorded with.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from captum_mi.weights import held_by
 
 __all__ = ["Recorder"]
 
 Results = tuple[Tensor | None, ...]
 Work = Callable[..., Results]
 
-_MOST_BYTES = 2**28  # of tensors that recorded work reads
-_MOST_RECORDS = 64
+_MOST_KEYS = 64  # of work that was not recorded yet
 
 
 class Recorder:
@@ -28,33 +30,37 @@ class Recorder:
 
     The first time work runs as it is. The second time it is recorded, and run both ways from the
     same random state; if results differ, as of work that Python has a part in, the record is not
-    used. Records that were used least recently go where all of them read more than 256 MiB. A
-    copy of a recorder starts without records.
+    used. A copy of a recorder starts without records.
 
     Args:
         may_wait: whether work may wait for the device, and then cannot be recorded: the first
             time PyTorch is told to raise if it does, in any thread.
+        most: records that are kept. Each holds the memory that its work needs.
+        most_bytes: of the tensors of a call; with more, launching costs little beside computing.
     """
 
-    def __init__(self, may_wait: bool = False) -> None:
-        self.may_wait = may_wait
+    def __init__(
+        self, may_wait: bool = False, most: int = 4, most_bytes: int = 2**27
+    ) -> None:
+        self.may_wait, self.most, self.most_bytes = may_wait, most, most_bytes
         self._records: OrderedDict[Hashable, _Record | None] = OrderedDict()
 
-    def __call__(self, name: Hashable, work: Work, *tensors: Tensor) -> Results:
+    def __call__(self, name: Hashable, owner: nn.Module, work: Work, *tensors: Tensor) -> Results:
         """What ``work(*tensors)`` returns.
 
         Args:
             name: of the work: of the same name is what differs in its tensors alone.
+            owner: what else the work reads: its parameters and buffers.
             work: from tensors to tensors, or ``None``, by operations that shapes decide.
             tensors: all that changes from call to call.
 
         Returns:
             Tensors that the next call with the same name may overwrite.
         """
-        key = (name, *((x.shape, x.stride(), x.dtype, x.device) for x in tensors))
-        size = sum(x.nbytes for x in tensors)
-        if not _recordable(tensors) or size > _MOST_BYTES:
+        if not _recordable(tensors) or sum(x.nbytes for x in tensors) > self.most_bytes:
             return work(*tensors)
+        key = (name, _conditions(tensors[0].device), tuple(x.data_ptr() for x in held_by(owner)),
+               *((x.shape, x.stride(), x.dtype, x.device) for x in tensors))
         if key not in self._records:
             return self._first(key, work, tensors)
         self._records.move_to_end(key)
@@ -62,19 +68,19 @@ class Recorder:
         if record is None:
             return work(*tensors)
         if record.graph is None:
-            return self._second(key, work, tensors)
+            return self._second(key, owner, work, tensors)
         return record.replay(tensors)
 
     def clear(self) -> None:
-        """Forget all records, as when tensors that work reads have moved."""
+        """Forget all records."""
         self._records.clear()
 
-    def __reduce__(self) -> tuple[type[Recorder], tuple[bool]]:
-        return Recorder, (self.may_wait,)
+    def __reduce__(self) -> tuple[type[Recorder], tuple[bool, int, int]]:
+        return Recorder, (self.may_wait, self.most, self.most_bytes)
 
     def _first(self, key: Hashable, work: Work, tensors: tuple[Tensor, ...]) -> Results:
         self._records[key] = None
-        if len(self._records) > _MOST_RECORDS:
+        if len(self._records) > _MOST_KEYS:
             self._records.popitem(last=False)
         device = tensors[0].device
         before = _random_state(device)
@@ -89,7 +95,9 @@ class Recorder:
         self._records[key] = _Record()
         return results
 
-    def _second(self, key: Hashable, work: Work, tensors: tuple[Tensor, ...]) -> Results:
+    def _second(
+        self, key: Hashable, owner: nn.Module, work: Work, tensors: tuple[Tensor, ...]
+    ) -> Results:
         self._records[key] = None
         device = tensors[0].device
         before = _random_state(device)
@@ -97,22 +105,20 @@ class Recorder:
         after = _random_state(device)
         record = _Record()
         try:
-            record.record(work, tensors)
+            record.record(owner, work, tensors)
             _set_random_state(before, device)
             results = record.replay(tensors)
-        except RuntimeError:
+        except Exception:  # of whatever cannot be captured: it has just run as it is
             return expected
         finally:
             _set_random_state(after, device)
         if not all(map(_same, results, expected)):
             return expected
         self._records[key] = record
-        self._make_room()
+        kept = [old for old, one in self._records.items() if one is not None and one.graph]
+        for old in kept[: -self.most]:
+            del self._records[old]
         return results
-
-    def _make_room(self) -> None:
-        while sum(record.bytes for record in self._records.values() if record) > _MOST_BYTES:
-            self._records.popitem(last=False)
 
 
 class _Record:
@@ -122,22 +128,24 @@ class _Record:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.read: tuple[Tensor, ...] = ()
         self.results: Results = ()
+        self._alive: list[Tensor] = []
 
-    @property
-    def bytes(self) -> int:
-        return sum(x.nbytes for x in self.read)
-
-    def record(self, work: Work, tensors: tuple[Tensor, ...]) -> None:
-        self.read = tuple(x.clone() for x in tensors)
+    def record(self, owner: nn.Module, work: Work, tensors: tuple[Tensor, ...]) -> None:
+        self.read = tuple(x.detach().clone() for x in tensors)
         device = tensors[0].device
-        graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-        with (
-            torch.cuda.device(device),
-            torch.cuda.stream(torch.cuda.current_stream()),  # to come back to if it fails
-            # Other threads, as of a DataLoader, may do what recorded work may not.
-            torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"),
-        ):
-            self.results = work(*self.read)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with _captured(graph, device):
+                self.results = work(*self.read)
+        except Exception:
+            with suppress(Exception), _captured(torch.cuda.CUDAGraph(), device):
+                torch.zeros((), device=device)  # PyTorch 2.11 goes on capturing until one ends
+            raise
+        # Beside what is registered, modules may hold caches, and let go of them.
+        self._alive = held_by(owner) + [
+            x for module in owner.modules() for x in vars(module).values()
+            if isinstance(x, Tensor)
+        ]
         self.graph = graph
 
     def replay(self, tensors: tuple[Tensor, ...]) -> Results:
@@ -148,8 +156,37 @@ class _Record:
         return self.results
 
 
+@contextmanager
+def _captured(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """Work inside is recorded, and not run."""
+    # Workspaces of cuBLAS belong to a stream: each graph is to have its own.
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        with (
+            torch.cuda.device(device),
+            torch.cuda.stream(torch.cuda.current_stream()),  # to come back to if it fails
+            # Other threads, as of a DataLoader, may do what recorded work may not.
+            torch.cuda.graph(
+                graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"),
+        ):
+            yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+
+
 def _recordable(tensors: tuple[Tensor, ...]) -> bool:
     return all(x.is_cuda for x in tensors)
+
+
+def _conditions(device: torch.device) -> tuple[Hashable, ...]:
+    """What else decides which kernels are recorded, and who runs them."""
+    return (
+        threading.get_ident(), torch.cuda.current_stream(device).cuda_stream,
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+    )
 
 
 def _random_state(device: torch.device) -> Tensor:

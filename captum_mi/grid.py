@@ -64,7 +64,8 @@ def resize(maps: Tensor, positions: Sequence[int]) -> Tensor:
         )
     if all(new <= old for new, old in zip(target, source)):
         return F.interpolate(maps, target, mode="area")
-    if maps.is_cuda and len(target) == 2 and maps.shape[1] < _FEW:
+    size = len(maps) * maps.shape[1] * n_positions(target)
+    if maps.is_cuda and len(target) == 2 and maps.shape[1] < _FEW and size < 2**31:
         return _few_channels(maps, target)
     return F.interpolate(maps, target, mode=_LINEAR[len(target)], align_corners=False)
 

@@ -16,7 +16,7 @@ class Later:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.to("cpu", non_blocking=True)  # into pinned memory
+        self._values = values.to("cpu", non_blocking=values.is_cuda)  # into pinned memory
         self._copied: torch.cuda.Event | None = None
         if values.is_cuda:
             self._copied = torch.cuda.Event()

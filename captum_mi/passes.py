@@ -151,7 +151,8 @@ class Passes:
     def _precision(self) -> AbstractContextManager[Any]:
         if self.amp is None:
             return nullcontext()
-        return torch.autocast(device_of(self.model).type, dtype=self.amp)
+        # Casts that are kept outlive a pass inside another autocast, and with it weights' changes.
+        return torch.autocast(device_of(self.model).type, dtype=self.amp, cache_enabled=False)
 
     def _count_calls(
         self, layers: Sequence[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...]

@@ -171,7 +171,8 @@ class Reader:
             return tuple(again._maps_of(kind, chosen[0] if chosen else None))
 
         given = layers if index is None else [*layers, index]
-        return cast(list[Tensor], list(recorder(kind, work, *given)))
+        maps = recorder((kind, *self.layers), self.networks, work, *given)
+        return cast(list[Tensor], list(maps))
 
     def _maps_of(self, kind: Kind, index: Tensor | None) -> list[Tensor]:
         if index is None or kind.weighting == "none":

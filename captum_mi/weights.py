@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_mi.later import Later
 
-__all__ = ["WeightWatch", "check_shapes", "fingerprint", "shapes"]
+__all__ = ["WeightWatch", "check_shapes", "fingerprint", "held_by", "shapes"]
 
 _SAMPLES = 16
 
@@ -73,7 +71,7 @@ class WeightWatch:
         self.model = model
         self.expected = fingerprint(model) if expected is None else expected
         self._glance: tuple[list[int], list[int], list[list[float]]] | None = None
-        self._samples: list[Tensor] = []
+        self._samples: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
         self._unchanged = True
 
     @torch.no_grad()
@@ -83,22 +81,16 @@ class WeightWatch:
         Returns:
             Tells whether the weights are those of the fingerprint, and waits until it can.
         """
-        tensors = [
-            tensor for module in self.model.modules()
-            # PyTorch's own walk spends most on names.
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None
-        ]
+        tensors = held_by(self.model)
         addresses = [tensor.data_ptr() for tensor in tensors]
         versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
         if self._glance is None or addresses != self._glance[0]:
-            self._samples = [
-                _as_stored(tensor)[:: max(1, tensor.numel() // _SAMPLES)] for tensor in tensors
-            ]
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for sample in self._samples:
-            by_device.setdefault(sample.device, []).append(sample)
-        sampled = [Later(torch.cat(part)) for part in by_device.values()]
+            self._samples = [_where(tensor) for tensor in tensors]
+        samples: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for tensor, where in zip(tensors, self._samples):
+            kind = tensor.device, tensor.dtype
+            samples.setdefault(kind, []).append(tensor.as_strided(*where))
+        sampled = [Later(torch.cat(part).to(torch.float64)) for part in samples.values()]
 
         def unchanged() -> bool:
             glance = addresses, versions, [values.tolist() for values in sampled]
@@ -109,8 +101,23 @@ class WeightWatch:
 
         return unchanged
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WeightWatch:
-        return WeightWatch(copy.deepcopy(self.model, memo), self.expected)
+    def __reduce__(self) -> tuple[type[WeightWatch], tuple[nn.Module, str]]:
+        return WeightWatch, (self.model, self.expected)
+
+
+def held_by(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers; PyTorch's own walk spends most of its time on names."""
+    return [
+        tensor for module in model.modules()
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    ]
+
+
+def _where(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Size, stride and offset of a view of some elements, evenly spaced in memory."""
+    some = _as_stored(tensor)[:: max(1, tensor.numel() // _SAMPLES)]
+    return tuple(some.shape), some.stride(), int(some.storage_offset())
 
 
 def _as_stored(tensor: Tensor) -> Tensor:

@@ -110,7 +110,16 @@ class Waits(torch.nn.Module):
         return self.network(x) * (1.0 if float(x.mean()) < 1e9 else 2.0)
 
 
-@pytest.mark.parametrize("wrap", [lambda net: net, Waits], ids=["recorded", "waits"])
+class Synchronises(Waits):
+    """Waits in a way that PyTorch does not tell of beforehand."""
+
+    def forward(self, x):
+        torch.cuda.synchronize()
+        return self.network(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, Waits, Synchronises],
+                         ids=["recorded", "waits", "synchronises"])
 def test_steps_are_recorded_where_they_can_be(digits, wrap, monkeypatch):
     attr, _, images, labels = digits
     model = wrap(copy.deepcopy(attr.forward_func).cuda())
@@ -127,6 +136,16 @@ def test_steps_are_recorded_where_they_can_be(digits, wrap, monkeypatch):
     torch.testing.assert_close(runs[0][0], runs[1][0], rtol=0.05, atol=0.01)
     assert errors(runs[0][1], runs[1][1]).mean() < 0.05
     assert torch.equal(torch.rand(1, device="cuda"), drawn)  # random states were left alone
+
+
+def test_a_copy_is_fine_tuned(digits):
+    attr, _, images, labels = digits
+    model = copy.deepcopy(attr.forward_func).cuda().to(memory_format=torch.channels_last)
+    other = InfoBottleneckAttribution(model)
+    other.fit([images], 6, progress=False, bank_size=64, finetune_base=True)
+    pairs = zip(other.model.parameters(), model.parameters())
+    assert any(not torch.equal(tuned, own) for tuned, own in pairs)
+    assert other.attribute(images, labels).isfinite().all()
 
 
 @pytest.mark.parametrize("amp", [False, None])
@@ -170,6 +189,7 @@ def test_weights_written_past_the_version_count_are_noticed(digits, recwarn):
 
 def test_memory_is_flat(digits):
     _, on_cuda, images, labels = digits
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # not to be asked for by its old name
     used = []
     for _ in range(10):
         on_cuda.attribute(images, labels)

@@ -179,3 +179,20 @@ def test_a_downstream_module_in_train_mode(net, images, quick_fit):
     assert all(module.training for module in downstream.modules())
     for name, value in downstream.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_model_that_counts_its_calls_has_not_changed(net, images, quick_fit, recwarn):
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x):
+            self.calls += 1
+            return x
+
+    net.stage1 = torch.nn.Sequential(Counting(), *net.stage1)
+    attr = quick_fit(InfoBottleneckAttribution(net, ["stage1", "stage2"]), [images])
+    for options in ({}, {"refine_steps": 2}, {"estimator": "infomax"}):
+        attr.attribute(images, 0, **options)
+    assert not [one for one in recwarn if "weights have changed" in str(one.message)]

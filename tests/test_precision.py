@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import DigitResNet, make_scenes
+from captum_mi.passes import Passes
+from captum_mi.precision import full_precision
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +79,14 @@ def test_the_callers_autocast_is_left_as_found(digits):
         attr.attribute(images, 0)
         assert torch.is_autocast_enabled("cpu")
         assert torch.nn.functional.linear(images, torch.ones(2, 48)).dtype == torch.bfloat16
+
+
+def test_passes_in_mixed_precision_see_changed_weights(digits):
+    """As of a copy that is fine-tuned; PyTorch keeps casts inside of another autocast."""
+    model = copy.deepcopy(digits[0].forward_func).requires_grad_(True)
+    passes = Passes(model, [], amp=torch.bfloat16)
+    with full_precision(model):
+        before = passes.first((digits[1],), ()).output
+        with torch.no_grad():
+            model.fc.weight.mul_(2)
+        assert not torch.equal(passes.first((digits[1],), ()).output, before)
