@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from evaluation import METRICS, Evaluation, Heat, evaluation_set, mosaics, seconds_per_image
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from peers import cam, captum_methods, fastshap, iba, priors, rise
 from peers.method import Method, explained, reduced
 from photographs import PLAIN, Photographs, load, load_model
@@ -375,6 +376,9 @@ def figure_of_cost(results: dict[str, Result]) -> Figure:
         )
     axis.set(xscale="log", xlabel="plain forward passes per image",
              ylabel="degradation: area(LeRF) - area(MoRF)")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
