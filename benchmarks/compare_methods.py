@@ -202,10 +202,9 @@ def finished(
     if path.exists():
         kept = torch.load(path, weights_only=True)
         if kept["settings"] == settings:
-            results = dict(kept["results"])
-            for result in results.values() if options.retime else ():
-                result.update(cost(method, evaluation))
-            return results, kept["origin"]
+            spent = cost(method, evaluation) if options.retime else {}
+            results = {row: {**result, **spent} for row, result in kept["results"].items()}
+            return results, kept.get("origin", "unknown, of an earlier version")
     try:
         results = run(name, method, evaluation, metrics)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:

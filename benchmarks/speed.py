@@ -5,8 +5,8 @@
 
 Networks have random weights: time does not depend on them. Every call is timed after a warm-up, on
 CUDA synchronised; medians and quartiles of ``--repeats`` calls, in float32, without TF32 unless
-``--tf32`` is given. Writes ``OUT_attribution``, ``OUT_fit``,
-``OUT_whole_fit``, ``OUT_growth`` and ``OUT_memory``, ``.csv`` and ``.md``.
+``--tf32`` is given. Writes ``OUT_attribution``, ``OUT_fit``, ``OUT_whole_fit``, ``OUT_growth`` and
+``OUT_memory``, ``.csv`` and ``.md``.
 """
 
 from __future__ import annotations

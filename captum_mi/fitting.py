@@ -298,9 +298,7 @@ class _Trainer:
             del values["info_nce"]
         return values
 
-    def _terms_and_gradients(
-        self, batch: Batch, beta2: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def _terms_and_gradients(self, batch: Batch, beta2: Tensor) -> tuple[Tensor | None, ...]:
         """Terms of a step, in the order of their names, and the gradient of each parameter."""
         networks = self.networks
         with torch.set_grad_enabled(bool(self.base)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["finest", "locals_of", "n_positions", "on_grid", "resize"]
 
-_FEW = 4
+_FEW = 4  # channels, below which PyTorch interpolates slowly on CUDA
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 

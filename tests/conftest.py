@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi import InfoBottleneckAttribution
+from captum_mi.datasets import DigitResNet, make_scenes
 
 
 class SmallNet(nn.Module):
@@ -49,6 +50,17 @@ def net() -> SmallNet:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[InfoBottleneckAttribution, Tensor, Tensor]:
+    """A fit to digit scenes, to be left as it is, with images and their digits."""
+    scenes = make_scenes(256, seed=0)
+    torch.manual_seed(0)
+    model = DigitResNet((8, 16, 32, 32)).fit(scenes, 6, progress=False)
+    attr = InfoBottleneckAttribution(model)
+    attr.fit(list(scenes.images.split(64)), 30, progress=False, bank_size=512)
+    return attr, scenes.images[:40], scenes.labels[:40, 0]
 
 
 @pytest.fixture

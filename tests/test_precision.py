@@ -8,19 +8,8 @@ import pytest
 import torch
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.datasets import DigitResNet, make_scenes
 from captum_mi.passes import Passes
 from captum_mi.precision import full_precision
-
-
-@pytest.fixture(scope="module")
-def digits():
-    scenes = make_scenes(256, seed=0)
-    torch.manual_seed(0)
-    model = DigitResNet((8, 16, 32, 32)).fit(scenes, 6, progress=False)
-    attr = InfoBottleneckAttribution(model)
-    attr.fit(list(scenes.images.split(64)), 30, progress=False, bank_size=512)
-    return attr, scenes.images[:40], scenes.labels[:40, 0]
 
 
 def autocast(dtype):
