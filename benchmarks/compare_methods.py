@@ -72,8 +72,9 @@ def parse() -> argparse.Namespace:
                         help="bfloat16 while fitting and for perturbed images, not for maps")
     parser.add_argument("--refits", type=int, default=1, help="fits that are averaged")
     parser.add_argument("--fits", type=Path, help="folder of fits: loaded, or saved if missing")
-    parser.add_argument("--refine-steps", type=int, default=0,
-                        help="also maps refined by removing so many blocks")
+    parser.add_argument("--refine-steps", type=int, nargs="+", default=[],
+                        help="also maps refined by removing so many blocks; the first number of "
+                             "them is paired with every other row")
     parser.add_argument("--fastshap-steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=Path, help="folder of finished methods; default OUT_parts")
@@ -150,8 +151,7 @@ def ours(fits: Fits, options: argparse.Namespace) -> Registry:
 
     found: Registry = {OURS: variant()}
     found[f"{OURS}, weighting='none'"] = variant(weighting="none")
-    if options.refine_steps:
-        steps = options.refine_steps
+    for steps in options.refine_steps:
         found[f"{OURS}, refine_steps={steps}"] = variant(refine_steps=steps)
     return found
 
@@ -281,8 +281,10 @@ def write(
     header = ["method (reduction)", *metrics, "ms/image", "forward passes"]
     rows = [cells(name, result, metrics) for name, result in results.items()]
     print(write_table(out, f"Photographs, {options.model}", header, rows, note))
-    refined = f"{OURS}, refine_steps={options.refine_steps} (signed)"
-    for row, suffix in ((f"{OURS} (signed)", "paired"), (refined, "paired_refined")):
+    leading = {f"{OURS} (signed)": "paired"}
+    for steps in options.refine_steps[:1]:
+        leading[f"{OURS}, refine_steps={steps} (signed)"] = "paired_refined"
+    for row, suffix in leading.items():
         if row in results:
             paired(results, row, suffix, metrics, note, options)
     if fits:

@@ -32,10 +32,12 @@ def provenance(**settings: object) -> str:
 
 
 def made_by() -> str:
-    """Commit, versions, device and threads.
+    """Commit, versions, device and threads."""
+    return f"{versions()}, device {device_name()}"
 
-    The environment's ``COMMIT`` names the commit of a copy without git.
-    """
+
+def versions() -> str:
+    """Commit and versions. The environment's ``COMMIT`` names the commit of a copy without git."""
     commit = os.environ.get("COMMIT") or subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent,
         capture_output=True, text=True,
@@ -44,7 +46,6 @@ def made_by() -> str:
         "commit": commit or "unknown", "captum_mi": captum_mi.__version__,
         "torch": torch.__version__, "torchvision": torchvision.__version__,
         "captum": captum.__version__, "python": platform.python_version(),
-        "device": device_name(),
     }
     return ", ".join(f"{name} {value}" for name, value in parts.items())
 

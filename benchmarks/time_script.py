@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from report import device_name, peak_memory, provenance, write_table
+from report import device_name, peak_memory, versions, write_table
 
-HEADER = ["script", "device", "wall time, s", "peak memory", "conditions"]
+HEADER = ["script", "device", "wall time, s", "peak memory", "commit and versions"]
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     start = time.perf_counter()
     runpy.run_path(options.script, run_name="__main__")
     seconds = time.perf_counter() - start
-    row = [options.name, device_name(), f"{seconds:.0f}", peak_memory(), provenance()]
+    row = [options.name, device_name(), f"{seconds:.0f}", peak_memory(), versions()]
     print(write_table(options.out, "Scripts", HEADER, [*others(options.out, row), row], ""))
 
 

@@ -270,9 +270,7 @@ class _Trainer:
         """Update all networks on one batch and return the terms, in nats."""
         like = self.networks.global_moments.mean
         beta2 = like.new_full((), math.nan if self.beta2.value is None else self.beta2.value)
-        inputs, labels = batch.inputs, list[Tensor]()
-        if self.settings.task == "labels" and isinstance(batch.labels, Tensor):
-            labels.append(batch.labels)
+        inputs, labels = batch.inputs, self._labels(batch)
 
         def work(beta2: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
             given, told = tensors[: len(inputs)], tensors[len(inputs) :]
@@ -297,6 +295,19 @@ class _Trainer:
         if not self.critics:
             del values["info_nce"]
         return values
+
+    def _labels(self, batch: Batch) -> list[Tensor]:
+        """The labels, if the second pass is held to them."""
+        if self.settings.task != "labels":
+            return []
+        if not isinstance(batch.labels, Tensor):
+            got = "inputs alone" if batch.labels is None else (
+                f"labels that are a {type(batch.labels).__name__} and no tensor")
+            raise ValueError(
+                f"task='labels' needs labels; the loader yielded {got}. Yield (inputs, labels), "
+                "or use task='prediction'"
+            )
+        return [batch.labels]
 
     def _terms_and_gradients(self, batch: Batch, beta2: Tensor) -> tuple[Tensor | None, ...]:
         """Terms of a step, in the order of their names, and the gradient of each parameter."""
@@ -333,11 +344,7 @@ class _Trainer:
         second = self.firsts.passes.second(batch.inputs, args, noised, first.before)
         output = self.found.task_output
         if self.settings.task == "labels":
-            if batch.labels is None:
-                raise ValueError(
-                    "task='labels' needs labels; the loader yielded inputs alone. Yield "
-                    "(inputs, labels), or use task='prediction'"
-                )
+            assert batch.labels is not None
             clean = output.label_loss(first.prediction.detach(), batch.labels)
             return (output.label_loss(second.prediction, batch.labels) - clean).mean()
         reference = first

@@ -62,28 +62,28 @@ class History:
         """
         from matplotlib.figure import Figure
 
+        ahead = [marginal - head for marginal, head in zip(self.marginal, self.head)]
         panels = [
-            ("Distortion held by beta2", "nats", ["distortion"]),
-            ("Information in x'", "nats / position", ["information"]),
-            ("Capacity", "nats / element", ["capacity"]),
-            ("alpha, mean", "share of noise", ["alpha"]),
-            ("beta2", "multiplier", ["beta2"]),
-            ("Held-out likelihood", "-log likelihood, nats", ["head", "marginal"]),
+            ("Distortion held by beta2", "nats", self.distortion),
+            ("Information in x'", "nats / position", self.information),
+            ("Capacity", "nats / element", self.capacity),
+            ("alpha, mean", "share of noise", self.alpha),
+            ("beta2", "multiplier", self.beta2),
+            ("Heads ahead of the marginal", "held-out log likelihood, nats", ahead),
         ]
         if self.info_nce:
-            panels.append(("InfoNCE", "nats", ["info_nce"]))
+            panels.append(("InfoNCE", "nats", self.info_nce))
         columns = 4
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout="constrained")
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axis, (title, unit, names) in zip(axes, panels):
-            for name in names:
-                axis.plot(range(1, len(self) + 1), getattr(self, name), lw=1, label=name)
-            if names == ["distortion"] and self.kappa is not None:
-                axis.axhline(self.kappa, color="k", ls="--", lw=0.8, label="kappa")
-            if axis.get_legend_handles_labels()[1] != [names[0]]:
-                axis.legend(frameon=False, fontsize=8)
+        for axis, (title, unit, values) in zip(axes, panels):
+            axis.plot(range(1, len(self) + 1), values, lw=1)
             axis.set(title=title, xlabel="step", ylabel=unit)
+        if self.kappa is not None:
+            axes[0].axhline(self.kappa, color="k", ls="--", lw=0.8, label="kappa")
+            axes[0].legend(frameon=False, fontsize=8)
+        axes[5].axhline(0, color="k", lw=0.8)
         for axis in axes[len(panels):]:
             axis.axis("off")
         if all(value > 0 for value in self.beta2):

@@ -189,6 +189,12 @@ def test_fit_options(net, images, quick_fit, options, message):
         quick_fit(InfoBottleneckAttribution(net, "stage2"), [images], **options)
 
 
+def test_labels_that_are_no_tensor(net, images, quick_fit):
+    loader = [(images, [0] * len(images))]
+    with pytest.raises(ValueError, match="yielded labels that are a list and no tensor"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), loader, task="labels")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

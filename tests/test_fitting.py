@@ -103,7 +103,7 @@ def test_history_can_be_plotted(trained, tmp_path):
     figure = trained.history.plot()
     figure.savefig(tmp_path / "history.png")
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert {"alpha, mean", "beta2", "InfoNCE", "Held-out likelihood"} <= set(titles)
+    assert {"alpha, mean", "beta2", "InfoNCE", "Heads ahead of the marginal"} <= set(titles)
     assert all(axis.get_ylabel() for axis in figure.axes if axis.get_title())
 
 
