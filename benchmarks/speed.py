@@ -113,6 +113,9 @@ def timed_rows(
         calls["captum_mi, refined, 9 blocks"] = lambda: attr.attribute(
             images, target, refine_steps=9)
     if options.peers:
+        shallow = fitted(model, images.shape[-1], fitted_layers(model)[:-1], stops=True)
+        calls["captum_mi, a class, deepest stage not read"] = lambda: shallow.attribute(
+            images, target)
         calls |= peers(model, images, target)
     spans, peaks = {}, {}
     for name, call in tqdm(calls.items(), desc=" ".join(map(str, case))):
@@ -289,10 +292,14 @@ def pictures(n: int, size: int) -> Tensor:
 
 
 def fitted(
-    model: nn.Module, size: int, layers: Sequence[str] | None = None
+    model: nn.Module, size: int, layers: Sequence[str] | None = None, stops: bool = False
 ) -> InfoBottleneckAttribution:
-    """A fit of one step: its maps mean nothing and cost the same."""
-    attr = InfoBottleneckAttribution(model, layers)
+    """A fit of one step: its maps mean nothing and cost the same.
+
+    If it ``stops``, nothing but the layers is read, and the pass ends with the deepest of them.
+    """
+    others = {"context_layers": layers, "head_layers": []} if stops else {}
+    attr = InfoBottleneckAttribution(model, layers, **others)  # type: ignore[arg-type]
     attr.fit([pictures(8, size)], 1, progress=False, bank_size=256)
     return attr
 

@@ -34,6 +34,7 @@ from captum_mi.batches import (
     check_types,
     device_of,
     dtype_of,
+    epochs_of,
     move,
 )
 from captum_mi.bottleneck import logit_of
@@ -167,6 +168,11 @@ class BottleneckAttribution(InternalAttribution):
                 f"model must be a torch.nn.Module, whose layers can be hooked; got "
                 f"{type(model).__name__}"
             )
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise TypeError(
+                "model is a DataParallel over several devices, whose copies share their hooks; "
+                "pass model.module, or use a process for each device (see fit)"
+            )
         super().__init__(model, None)
         self.global_layer = (
             None if global_layer is None else layer_names(model, [global_layer])[0]
@@ -291,9 +297,10 @@ class BottleneckAttribution(InternalAttribution):
         Args:
             loader: any iterable that can be walked again. A bare tensor is the inputs, a pair
                 is (inputs, labels), a longer tuple is several inputs. Batches are moved to the
-                model's device. One example in eight, told by its bits, is held out from the
-                heads: images that are augmented anew in each walk are not the same to it, and
-                the held-out figures then not those of unseen ones.
+                model's device; a sampler that has ``set_epoch`` is told of every walk. One
+                example in eight, told by its bits, is held out from the heads: images that are
+                augmented anew in each walk are not the same to it, and the held-out figures
+                then not those of unseen ones.
             steps: training steps, a batch each.
             additional_forward_args: further arguments of the model, as for ``attribute``.
             prepare_batch: turns what the loader yields into one of the forms above or a
@@ -351,10 +358,13 @@ class BottleneckAttribution(InternalAttribution):
         args = _format_additional_forward_args(additional_forward_args) or ()
         precision = chosen_amp(model, amp)
 
-        def walk() -> Iterator[Batch]:
-            return batches(loader, device_of(model), prepare_batch, args)
-
         with ExitStack() as stack:
+            begin_walk = stack.enter_context(epochs_of(loader))
+
+            def walk() -> Iterator[Batch]:
+                begin_walk()
+                return batches(loader, device_of(model), prepare_batch, args)
+
             stack.enter_context(isolated_randomness(seed))
             for module in (original, model, self.downstream):
                 if isinstance(module, nn.Module):
@@ -483,7 +493,7 @@ class BottleneckAttribution(InternalAttribution):
         unchanged: Callable[[], bool] | None = None
         with self._reading():
             self._move_networks(fit)
-            readout = Readout.of(fit.networks, self.downstream)
+            readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
             index = None if index is None else index.clone()  # not of an inference mode outside
             both = inputs + blanks
             for part, part_args, part_index in chunks(both, args, index, internal_batch_size):
@@ -521,10 +531,11 @@ class BottleneckAttribution(InternalAttribution):
         # On CUDA that would wait for the device: what is read of them tells it later.
         (check_types if device.type == "cuda" else check_inputs)(
             formatted, dtype_of(self.model))
+        if target is None:
+            return formatted, None
         n = len(formatted[0])
         shape = self._target_shape(fit, n, additional_forward_args, device)
-        index = target_index(target, n, shape)
-        return formatted, move(index, device)
+        return formatted, move(target_index(target, n, shape), device)
 
     def _target_shape(
         self, fit: _Fit, n: int, additional_forward_args: object, device: torch.device
@@ -534,7 +545,7 @@ class BottleneckAttribution(InternalAttribution):
             return fit.structure.target_shape
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         y = torch.zeros(n, *fit.structure.y_shape, device=device, dtype=dtype_of(self.model))
-        with torch.no_grad():
+        with self._reading():
             return tuple(self.downstream(y, *args).shape[1:])
 
     def _warn_if_changed(self, unchanged: bool) -> None:
@@ -623,7 +634,7 @@ class BottleneckAttribution(InternalAttribution):
         rows: list[Tensor] = []
         with self._reading(seed):
             self._move_networks(fit)
-            readout = Readout.of(fit.networks, self.downstream)
+            readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
             shown = progress and ranks.is_first()
             for batch in tqdm(walk, desc="information", unit="batch", disable=not shown):
                 check_inputs(batch.inputs, dtype_of(self.model))
@@ -725,11 +736,15 @@ class BottleneckAttribution(InternalAttribution):
             History(**state["history"]), WeightWatch(model if base is None else base), base,
         )
 
-    def bind(self: Self, model: nn.Module) -> Self:
+    def bind(
+        self: Self, model: nn.Module, downstream: Callable[..., Tensor] | None = None
+    ) -> Self:
         """The same fit on another copy of the model; names and shapes are checked, not weights.
 
         Args:
             model: a model with the same layers and shapes, for example with randomised weights.
+            downstream: the downstream function of that copy. Default: of the same name in it, if
+                this one is a module of the model or a method of one; else this one.
 
         Returns:
             A new attribution that shares the fitted networks.
@@ -741,6 +756,7 @@ class BottleneckAttribution(InternalAttribution):
         check_shapes(shapes(self.model), model)
         bound = copy.copy(self)
         bound.forward_func = model
+        bound.downstream = downstream or _counterpart(self.downstream, self.forward_func, model)
         bound._set_modules()
         bound._fit = dataclasses.replace(fit, base=None, watch=WeightWatch(model))
         return bound
@@ -750,6 +766,19 @@ def _optional_names(model: nn.Module, layers: Layers | None) -> list[str] | None
     if layers is None:
         return None
     return layer_names(model, [layers] if isinstance(layers, (str, nn.Module)) else layers)
+
+
+def _counterpart(
+    downstream: Callable[..., Tensor] | None, model: nn.Module, other: nn.Module
+) -> Callable[..., Tensor] | None:
+    """The other model's own, of a downstream function that is a part of a model or its method."""
+    owner = getattr(downstream, "__self__", downstream)
+    for name, module in model.named_modules():
+        if module is owner:
+            part = other.get_submodule(name)
+            method = getattr(downstream, "__name__", None) if owner is not downstream else None
+            return part if method is None else getattr(part, method)
+    return downstream
 
 
 def _weighting(

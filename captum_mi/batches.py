@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 __all__ = [
     "Batch", "Signature", "all_finite", "batches", "check_finite", "check_inputs", "check_types",
-    "copied", "device_of", "dtype_of", "example_bits", "example_keys", "move", "rebuilt",
+    "copied", "device_of", "dtype_of", "epochs_of", "example_bits", "example_keys", "has_rows",
+    "move", "rebuilt",
 ]
 
 
@@ -66,6 +68,11 @@ def copied(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in values)
 
 
+def has_rows(arg: Any, n: int) -> bool:
+    """Whether a forward argument is a tensor with a row for each of ``n`` examples."""
+    return isinstance(arg, Tensor) and arg.dim() > 0 and len(arg) == n
+
+
 def rebuilt(value: Any, parts: Sequence[Any]) -> Any:
     """A tuple or list, of which there are named ones, with other parts."""
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
@@ -87,13 +94,14 @@ def batches(
         TypeError: for a one-shot iterator, or an item of another form.
         ValueError: if the loader yields nothing.
     """
-    if iter(loader) is loader:
+    iterator = iter(loader)
+    if iterator is loader:
         raise TypeError(
             f"the loader is walked several times, and a {type(loader).__name__} can be walked "
             "only once; pass a DataLoader, a list, or another iterable that starts afresh"
         )
     empty = True
-    for item in loader:
+    for item in iterator:
         empty = False
         batch = _to_batch(prepare_batch(item) if prepare_batch else item)
         inputs = move(batch.inputs, device)
@@ -104,6 +112,25 @@ def batches(
         )
     if empty:
         raise ValueError("the loader is empty: it yielded no batch")
+
+
+@contextmanager
+def epochs_of(loader: Iterable[Any]) -> Iterator[Callable[[], None]]:
+    """What is to be called before each walk over a loader inside.
+
+    Samplers such as ``DistributedSampler`` give the same order in every walk unless they are told
+    the epoch. The loader's own sampler is told, and put back to the epoch that it was in.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if not callable(getattr(sampler, "set_epoch", None)):
+        yield lambda: None
+        return
+    start = getattr(sampler, "epoch", 0)
+    walks = count(start)
+    try:
+        yield lambda: sampler.set_epoch(next(walks))  # type: ignore[union-attr]
+    finally:
+        sampler.set_epoch(start)  # type: ignore[union-attr]
 
 
 def _channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

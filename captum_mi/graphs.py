@@ -116,8 +116,8 @@ class Recorder:
             return expected
         self._records[key] = record
         kept = [old for old, one in self._records.items() if one is not None and one.graph]
-        for old in kept[: -self.most]:
-            del self._records[old]
+        for old in kept[: -self.most]:  # or they would be recorded again, and again let go
+            self._records[old] = None
         return results
 
 

@@ -6,6 +6,7 @@ Both context managers remove their hooks on the way out, also after an exception
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Literal
@@ -211,11 +212,14 @@ def observe(
 ) -> Iterator[None]:
     """Call ``see(name, output)`` after each call of a named layer during the ``with`` block.
 
-    What it returns, unless ``None``, replaces the layer's output.
+    What it returns, unless ``None``, replaces the layer's output. Calls in other threads are not
+    seen.
     """
+    thread = threading.get_ident()
 
     def hook_of(name: str) -> Callable[..., Any]:
-        return lambda module, args, output: see(name, output)
+        return lambda module, args, output: (
+            see(name, output) if threading.get_ident() == thread else None)
 
     handles: list[Any] = []
     try:

@@ -196,6 +196,11 @@ class CategoricalOutput(Output):
                     f"indices as integers, or a probability for each of {self.size} classes"
                 )
             return -(labels.reshape(len(labels), -1) * log_p).sum(-1)
+        if labels.numel() != len(labels):
+            raise ValueError(
+                f"labels of {labels.dtype} have shape {tuple(labels.shape)}; expected one class "
+                "index for each example"
+            )
         return -log_p.gather(1, labels.reshape(-1, 1).long())[:, 0]
 
 
@@ -262,6 +267,11 @@ class BernoulliOutput(Output):
 
     def label_loss(self, raw: Tensor, labels: Tensor) -> Tensor:
         """Labels are 0 or 1, ``(N, *shape)``."""
+        if labels[0].numel() != self.size:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}; expected 0 or 1 for each of "
+                f"{self.size} independent labels of each example"
+            )
         y = labels.reshape(len(labels), -1).to(self.marginal_logits.dtype)
         return _bernoulli_nll(self._logits(raw), y)
 

@@ -17,13 +17,22 @@ def surrounding_amp(model: nn.Module) -> torch.dtype | None:
 
 
 def chosen_amp(model: nn.Module, amp: bool | None) -> torch.dtype | None:
-    """What a fit runs the model in: by default bfloat16 on CUDA, for float32 models."""
+    """What a fit runs the model in.
+
+    By default bfloat16 for float32 models on CUDA devices that have it: others emulate it, slowly.
+    """
     if amp is None:
         surrounding = surrounding_amp(model)
         if surrounding is not None:
             return surrounding
-        amp = device_of(model).type == "cuda" and dtype_of(model) == torch.float32
+        device = device_of(model)
+        amp = device.type == "cuda" and dtype_of(model) == torch.float32 and _has_bfloat16(device)
     return torch.bfloat16 if amp else None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def full_precision(model: nn.Module) -> torch.autocast:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,13 +15,31 @@ from torch import nn
 __all__ = ["evaluation_mode", "isolated_randomness"]
 
 
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_making_a_lock = threading.Lock()
+
+
+def _lock_of(model: nn.Module) -> threading.RLock:
+    with _making_a_lock:
+        return _locks.setdefault(model, threading.RLock())
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Model in eval mode, parameters without gradients; every flag and buffer restored after.
 
     Buffers of ``torch.nn``'s own modules do not change in eval mode. Those of other modules are
     copied, so that a counter or a cache in the user's code is put back too.
+
+    Of several threads with the same model one is inside at a time, and the others wait: each would
+    put back what another had set.
     """
+    with _lock_of(model), _put_back(model):
+        yield
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     requires_grad = [
         (parameter, parameter.requires_grad)
@@ -68,7 +88,9 @@ def isolated_randomness(seed: int | None = None) -> Iterator[None]:
             if seed is not None:
                 random.seed(seed)
                 np.random.seed(seed % 2**32)
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
+                if devices:  # else the seed would wait for CUDA to start, and outlive the block
+                    torch.cuda.manual_seed_all(seed)
             yield
     finally:
         random.setstate(python_state)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.ablation import block_losses
-from captum_mi.batches import all_finite, check_finite
+from captum_mi.batches import all_finite, check_finite, has_rows
 from captum_mi.bottleneck import inject_noise
 from captum_mi.graphs import Recorder
 from captum_mi.grid import on_grid
@@ -350,10 +350,7 @@ def chunks(
         part = slice(start, start + size)
         yield (
             tuple(x[part] for x in inputs),
-            tuple(
-                arg[part] if isinstance(arg, Tensor) and arg.dim() and len(arg) == n else arg
-                for arg in args
-            ),
+            tuple(arg[part] if has_rows(arg, n) else arg for arg in args),
             None if index is None else index[part],
         )
 

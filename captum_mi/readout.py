@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import ExpansionTypes, _expand_additional_forward_args, _select_targets
+from captum._utils.common import _select_targets
 from torch import Tensor
 
+from captum_mi.batches import has_rows
 from captum_mi.networks import Networks
 from captum_mi.outputs import CategoricalOutput, GaussianOutput, Output
 from captum_mi.passes import Pass
@@ -45,17 +46,22 @@ class Readout:
         downstream: function from representations ``(M, D)`` to logits ``(M, classes)``.
         log_marginal: ``log r`` of the downstream function's classes ``(classes,)``: its mean
             prediction over the fitting data; ``None`` for a uniform one.
+        dtype: of the representations that the downstream function takes: the model's.
     """
 
     output: Output
     downstream: Callable[..., Tensor] | None
     log_marginal: Tensor | None
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, networks: Networks, downstream: Callable[..., Tensor] | None) -> Readout:
+    def of(
+        cls, networks: Networks, downstream: Callable[..., Tensor] | None, dtype: torch.dtype
+    ) -> Readout:
         """How a fit's heads are read."""
         uniform = networks.design.marginal == "uniform"
-        return cls(networks.output, downstream, None if uniform else networks.class_log_marginal)
+        log_marginal = None if uniform else networks.class_log_marginal
+        return cls(networks.output, downstream, log_marginal, dtype)
 
     def log_probability(self, one: Pass, index: Tensor) -> Tensor:
         """``log p`` of the classes ``(N, S)`` in a pass, together: ``(N,)``.
@@ -93,19 +99,25 @@ class Readout:
         assert self.downstream is not None
         y = self.output.expectation(parameters)
         n, p = y.shape[:2]
-        expanded = _expand_additional_forward_args(
-            args or None, p, ExpansionTypes.repeat_interleave
-        )
-        logits = self.downstream(
-            y.flatten(0, 1).unflatten(1, self.output.shape), *(expanded or ())
-        )
+        y = y.to(self.dtype).unflatten(2, self.output.shape)
+        rows = [arg for arg in args if has_rows(arg, n)]
+        logits = self.downstream(y.flatten(0, 1), *(
+            arg.repeat_interleave(p, 0) if has_rows(arg, n) else arg for arg in args))
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != n * p:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"downstream returned {got} for {n * p} representations; expected logits "
                 f"({n * p}, classes)"
             )
-        return F.log_softmax(logits, -1).unflatten(0, (n, p))
+        classes = self.downstream(y[:, 0], *args).shape[1] if rows else logits.shape[1]
+        if logits.shape[1] != classes:
+            raise ValueError(
+                f"downstream returned {classes} classes, and {logits.shape[1]} with the rows of "
+                f"its tensor arguments repeated for {p} positions: a tensor of {n} rows is taken "
+                f"to have one for each of {n} examples. Pass what all examples share in something "
+                "else than a tensor, such as a list"
+            )
+        return F.log_softmax(logits.to(parameters.dtype), -1).unflatten(0, (n, p))
 
     def _class_marginal(self, log_q: Tensor) -> Tensor:
         n_classes = log_q.shape[-1]

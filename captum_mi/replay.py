@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -47,17 +48,17 @@ class Replay:
         running: list[_Begun] = []
         ended: list[tuple[nn.Module, Any, int]] = []
         calls: Counter[nn.Module] = Counter()
-        over = False
+        over, thread = False, threading.get_ident()
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not over:
+            if not over and threading.get_ident() == thread:
                 given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
                 running.append(_Begun(module, len(ended), given, [_version(x) for x in given]))
                 calls[module] += 1
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
             nonlocal over
-            if over:
+            if over or threading.get_ident() != thread:
                 return
             while running and (begun := running.pop()).module is not module:
                 pass  # a call that raised, and was caught
@@ -84,8 +85,8 @@ class Replay:
     def resume(self, last: Tensor) -> Replay:
         """A replay for other inputs, of which the output of :attr:`end` alone is known.
 
-        In place of what was kept before stands NaN, which takes no memory. A model with no way
-        past the end does not read it: that is tried out once
+        In place of what was kept before stands NaN, which takes no memory; integers are computed
+        anew. A model with no way past the end does not read it: that is tried out once
         (:attr:`captum_mi.structure.Structure.resumes`).
 
         Args:
@@ -95,7 +96,7 @@ class Replay:
         replay = Replay()
         replay.end = self.end
         for module, output, _ in self._kept:
-            if module is not self.end:
+            if module is not self.end and output.is_floating_point():
                 nan = output.new_full((), float("nan"))
                 replay._keep(module, nan.expand(len(last), *output.shape[1:]))
         replay._keep(self.end, last)
@@ -139,7 +140,11 @@ def _can_return(module: nn.Module, output: Any, version: int) -> bool:
 
 
 def _once(module: nn.Module, output: Tensor) -> Callable[..., Tensor]:
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
+    thread = threading.get_ident()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return type(module).forward(module, *args, **kwargs)
         del module.__dict__["forward"]
         return output
 

@@ -108,8 +108,8 @@ def find_sites(
     Where the channels are is told by the inputs' positions. Features ``(N, T, C)`` of images are
     tokens of square patches, row by row, after 0, 1, 2 or 5 others. Features have their channels
     last if their middle axes, and not their last ones, are the image's divided by a common
-    stride, or if their axis 1, and not their axis 2, is a sequence's length. Else, and where both
-    would do, channels come first.
+    stride, if their axis 1, and not their axis 2, is a sequence's length, or if it is that of a
+    sequence ``(N, L)`` without channels. Else, and where both would do, channels come first.
 
     Args:
         layer: dotted name.

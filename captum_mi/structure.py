@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
 from captum_mi.grid import finest
 from captum_mi.heatmap import first_spatial_axis
-from captum_mi.hooks import OnRepeat
+from captum_mi.hooks import LayerOutput, OnRepeat
 from captum_mi.outputs import OutputKind, resolve_kind
 from captum_mi.passes import Passes
 from captum_mi.replay import Replay
@@ -214,6 +215,7 @@ def probe(
                 f"layer {site.name!r} returned {rows} rows for {len(inputs[0])} examples; "
                 "expected one row for each example, the batch first"
             )
+    _warn_of_numbers(sites, first.layers, inputs, design.channel_axis)
     axes = max(site.position_axes for site in sites)
     if head_layers is None or context_layers is None:
         stages = stage_layers(model, inputs, args, axes, design.channel_axis)
@@ -289,3 +291,21 @@ def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool,
     last = first.layers[layer]
     assert isinstance(last, Tensor)
     return True, same(1, first.before.resume(last[:1]))
+
+
+def _warn_of_numbers(
+    sites: Sequence[Site], layers: dict[str, LayerOutput], inputs: Sequence[Tensor],
+    channel_axis: ChannelAxis | None,
+) -> None:
+    """Numbers ``(N, L)`` may be a sequence or one channel's samples; words are a sequence."""
+    numbers = [tuple(x.shape) for x in inputs if x.dim() == 2 and x.is_floating_point()]
+    for site in sites:
+        n, channels, *positions = site.of(layers).shape
+        guessed = channel_axis is None and site.layout == "channels_last"
+        if guessed and (n, *positions) in numbers:
+            warnings.warn(
+                f"layer {site.name!r} returned features {(n, *positions, channels)} of inputs "
+                f"{(n, *positions)}: axis 1 is taken for positions and the last for channels. Say "
+                "channel_axis='last' if that is right, channel_axis='first' if not",
+                stacklevel=5,
+            )

@@ -116,7 +116,10 @@ def held_by(model: nn.Module) -> list[Tensor]:
 
 def _where(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Size, stride and offset of a view of some elements, evenly spaced in memory."""
-    some = _as_stored(tensor)[:: max(1, tensor.numel() // _SAMPLES)]
+    stored = _as_stored(tensor)
+    if stored.data_ptr() != tensor.data_ptr():  # a copy, of a tensor with gaps or repetitions
+        stored = tensor.flatten()[:0] if not tensor.numel() else tensor[(0,) * tensor.dim()][None]
+    some = stored[:: max(1, stored.numel() // _SAMPLES)]
     return tuple(some.shape), some.stride(), int(some.storage_offset())
 
 

@@ -7,7 +7,7 @@
 ``--images`` is a folder of image files, at any depth. Each process takes every n-th shard of
 ``--shard`` images and writes it as ``shard_00000.safetensors``: ``maps`` (n, H, W) in nats per
 pixel, ``targets`` (n,), and the file names in the metadata; shards that are there, of the same
-images and settings, are not made again. Without ``--fit``, or if that file is missing, the
+images, settings and fit, are not made again. Without ``--fit``, or if that file is missing, the
 processes fit together first. With ``--overlays`` a picture of every image is written too. Memory
 does not grow with their number.
 """
@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import View
+from captum_mi.weights import fingerprint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -144,9 +145,10 @@ def described(
     """What is in a shard and how it was made: its metadata."""
     names = [str(folder.paths[i].relative_to(options.images)) for i in rows]
     settings = {name: str(getattr(options, name))
-                for name in ("model", "weights", "size", "fit", "steps", "target")}
+                for name in ("model", "weights", "size", "target")}
     return {"names": json.dumps(names), "layers": json.dumps(attr.layers),
-            "unit": "nats / pixel", "settings": json.dumps(settings)}
+            "unit": "nats / pixel", "settings": json.dumps(settings),
+            "fit": fingerprint(attr.networks)}
 
 
 def is_there(path: Path, description: dict[str, str]) -> bool:

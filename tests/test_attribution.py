@@ -309,6 +309,22 @@ def test_a_downstream_function_with_forward_arguments(images, net, quick_fit):
     assert attr.evidence(images, additional_forward_args=(other,)).shape == (32, 7, 6, 6)
 
 
+def test_a_downstream_function_whose_arguments_are_tensors(images, net, quick_fit):
+    """What all examples share is not repeated for their positions."""
+    prototypes = torch.randn(4, 5)
+    model = Distances(net)
+    attr = InfoBottleneckAttribution(
+        model, "encoder.stage2", global_layer="encoder", marginal="uniform",
+        downstream=lambda y, prototypes: -torch.cdist(y, prototypes[0]))
+    quick_fit(attr, [images], additional_forward_args=(prototypes[None],))
+    expected = attr.evidence(images, additional_forward_args=([prototypes],))
+    found = attr.evidence(images, additional_forward_args=(prototypes[None],))
+    torch.testing.assert_close(found, expected)
+    attr.downstream = lambda y, prototypes: -torch.cdist(y, prototypes)
+    with pytest.raises(ValueError, match="a tensor of 4 rows is taken to have one for each of 4"):
+        attr.attribute(images[:4], 1, additional_forward_args=prototypes)
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()

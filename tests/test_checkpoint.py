@@ -110,3 +110,19 @@ def test_bind_uses_the_other_weights_without_a_warning(fitted, net, images, recw
     other.fc = nn.Linear(16, 2)
     with pytest.raises(ValueError, match=r"'fc\.weight' has shape"):
         fitted.bind(other)
+
+
+def test_a_bound_fit_has_the_downstream_function_of_its_model(net, images, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(
+        net, "stage2", global_layer="dropout", downstream=net.fc), [images])
+    other = copy.deepcopy(net)
+    torch.nn.init.normal_(other.fc.weight)
+    bound = attr.bind(other)
+    assert bound.downstream is other.fc
+    assert not torch.allclose(bound.attribute(images, 1), attr.attribute(images, 1))
+    given = attr.bind(other, downstream=net.fc)
+    torch.testing.assert_close(given.attribute(images, 1), attr.attribute(images, 1))
+    attr.downstream = net.fc.forward
+    assert attr.bind(other).downstream == other.fc.forward
+    attr.downstream = torch.neg
+    assert attr.bind(other).downstream is torch.neg

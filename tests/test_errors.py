@@ -164,6 +164,17 @@ def test_changed_weights_are_a_warning(net, images, fitted, recwarn):
     assert not recwarn.list
 
 
+def test_a_look_at_tensors_with_gaps_and_repetitions(net, images, quick_fit):
+    net.register_buffer("mean", torch.zeros(3, 1, 1).expand(3, 12, 12))
+    net.register_buffer("some", torch.rand(8, 6)[:, ::2])
+    net.register_buffer("none", torch.zeros(0, 3))
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images])
+    attr.attribute(images, 0)
+    net.some += 1
+    with pytest.warns(UserWarning, match="weights have changed"):
+        attr.attribute(images, 0)
+
+
 def test_a_look_at_weights_copies_none(net):
     """Whatever their memory format: a copy of all weights costs more than a map of one image."""
     net.to(memory_format=torch.channels_last)
@@ -187,6 +198,19 @@ def test_a_look_at_weights_copies_none(net):
 def test_fit_options(net, images, quick_fit, options, message):
     with pytest.raises(ValueError, match=message):
         quick_fit(InfoBottleneckAttribution(net, "stage2"), [images], **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "output", "message"),
+    [
+        (torch.zeros(32, 2, dtype=torch.long), None, "expected one class index for each example"),
+        (torch.zeros(32, dtype=torch.long), "bernoulli", "expected 0 or 1 for each of 5 independ"),
+    ],
+)
+def test_labels_of_another_shape(net, images, quick_fit, labels, output, message):
+    attr = InfoBottleneckAttribution(net, "stage2", output=output)
+    with pytest.raises(ValueError, match=message):
+        quick_fit(attr, [(images, labels)], task="labels")
 
 
 def test_labels_that_are_no_tensor(net, images, quick_fit):

@@ -244,3 +244,29 @@ def test_inputs_that_are_read_twice_inside_of_inference_mode(quick_fit):
         with torch.inference_mode():
             inside = attr.attribute(x.clone(), 1, refine_steps=4, weighting=weighting)
         torch.testing.assert_close(inside, expected)
+
+
+def test_a_loader_is_started_once_in_a_walk(net, images, quick_fit):
+    """A DataLoader that is started loads batches ahead, in processes of its own."""
+    class Counting:
+        walks = epoch = 0
+        told = ()
+
+        @property
+        def sampler(self):
+            return self
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+            self.told += (epoch,)
+
+        def __iter__(self):
+            self.walks += 1
+            yield from images.split(16)
+
+    loader = Counting()
+    loader.epoch = 5
+    quick_fit(InfoBottleneckAttribution(net, "stage2"), loader, steps=5)
+    walks = 1 + 1 + 3 + 1  # a first batch, survey, five steps of two a walk, bank
+    assert loader.walks == walks
+    assert loader.told == (*range(5, 5 + walks), 5)

@@ -13,7 +13,7 @@ import pickle
 import pytest
 import torch
 
-from captum_mi import InfoBottleneckAttribution, attribution, fitting, graphs
+from captum_mi import InfoBottleneckAttribution, base, fitting, graphs
 from captum_mi.graphs import Recorder
 
 NOTHING = torch.nn.Module()  # that work reads beside its tensors
@@ -153,10 +153,16 @@ def test_shapes_that_never_come_again_leave_nothing_behind(recording):
 
 def test_the_last_used_records_are_kept(recording):
     recorder = Recorder(most=2, most_bytes=4 * 100)
-    for n in (10, 10, 20, 20, 10, 30, 30, 1000, 1000, 10):  # the last ones are too many numbers
-        recorder("double", NOTHING, lambda x: (2 * x,), torch.ones(n))
-    kept = {record.read[0].numel() for record in recorder._records.values() if record.graph}
-    assert kept == {10, 30}
+
+    def double(*sizes):
+        for n in sizes:
+            assert (recorder("double", NOTHING, lambda x: (2 * x,), torch.ones(n))[0] == 2).all()
+        return {one.read[0].numel() for one in recorder._records.values() if one and one.graph}
+
+    # The last ones are too many numbers.
+    assert double(10, 10, 20, 20, 10, 30, 30, 1000, 1000, 10) == {10, 30}
+    # What was let go is not recorded again, or shapes in turn would be for ever.
+    assert double(20, 20, 20) == {10, 30}
 
 
 def test_work_on_other_weights_is_other_work(recording):
@@ -183,7 +189,7 @@ def test_maps_and_fits_are_those_without_records(net, images, quick_fit, recordi
     with pytest.MonkeyPatch.context() as off:
         off.setattr(graphs, "_recordable", lambda tensors: False)
         expected = maps()
-    monkeypatch.setattr(attribution, "_records_steps", lambda model, base: True)
+    monkeypatch.setattr(base, "_records_steps", lambda model, base: True)
     recorded = maps()
     assert recording.replays > 20
     for one, other in zip(recorded, expected):
@@ -219,14 +225,14 @@ def test_batches_of_several_sizes_train_alike(net, images, quick_fit, recording,
         return torch.tensor([attr.history.information, attr.history.info_nce])
 
     expected = losses()
-    monkeypatch.setattr(attribution, "_records_steps", lambda model, base: True)
+    monkeypatch.setattr(base, "_records_steps", lambda model, base: True)
     torch.testing.assert_close(losses(), expected, rtol=1e-4, atol=1e-5)
     assert recording.replays > 5
     assert fitting.Recorder is Recorder
 
 
 def test_labels_that_nobody_asks_for_may_be_anything(net, images, recording, monkeypatch):
-    monkeypatch.setattr(attribution, "_records_steps", lambda model, base: True)
+    monkeypatch.setattr(base, "_records_steps", lambda model, base: True)
     loader = [(images, [f"{i}.png" for i in range(len(images))])]
     InfoBottleneckAttribution(net, "stage2").fit(loader, 4, progress=False, bank_size=64)
     assert recording.replays

@@ -328,3 +328,14 @@ def test_nested_tensors_are_no_stages(quick_fit):
     attr = InfoBottleneckAttribution(Padded().eval(), "embed", channel_axis="last")
     quick_fit(attr, [x], additional_forward_args=mask[:16])
     assert attr.attribute(x, 1, additional_forward_args=mask).shape == x.shape
+
+
+def test_numbers_that_may_be_a_sequence_or_samples(quick_fit):
+    """Sixteen filters over sixteen samples: nothing tells filters from positions."""
+    model = nn.Sequential(nn.Unflatten(1, (1, 16)), nn.Conv1d(1, 16, 4, 2, 1), nn.ReLU(),
+                          nn.Flatten(), nn.Linear(128, 3))
+    x = torch.randn(8, 16)
+    with pytest.warns(UserWarning, match="Say channel_axis='last' if that is right"):
+        InfoBottleneckAttribution(model, "2").fit([x], 1, progress=False)
+    attr = quick_fit(LayerInfoBottleneckAttribution(model, "2", channel_axis="first"), [x])
+    assert attr.attribute(x, 1).shape == (8, 1, 8)

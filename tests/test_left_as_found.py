@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -168,14 +170,17 @@ def test_attribution_runs_the_model_no_further_than_the_deepest_layer_that_is_re
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_a_downstream_module_in_train_mode(net, images, quick_fit):
+@pytest.mark.parametrize("marginal", ["data", "uniform"])
+def test_a_downstream_module_in_train_mode(net, images, quick_fit, marginal):
     downstream = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
     before = {name: value.clone() for name, value in downstream.state_dict().items()}
     attr = quick_fit(
-        InfoBottleneckAttribution(net, "stage2", global_layer="dropout", downstream=downstream),
+        InfoBottleneckAttribution(
+            net, "stage2", global_layer="dropout", downstream=downstream, marginal=marginal),
         [images])
     maps = attr.attribute(images, 1)
     torch.testing.assert_close(attr.attribute(images, 1), maps, rtol=0, atol=0)
+    torch.testing.assert_close(attr.attribute(images[:1], 1), maps[:1], rtol=1e-4, atol=1e-6)
     assert all(module.training for module in downstream.modules())
     for name, value in downstream.state_dict().items():
         assert torch.equal(value, before[name])
@@ -196,3 +201,39 @@ def test_a_model_that_counts_its_calls_has_not_changed(net, images, quick_fit, r
     for options in ({}, {"refine_steps": 2}, {"estimator": "infomax"}):
         attr.attribute(images, 0, **options)
     assert not [one for one in recwarn if "weights have changed" in str(one.message)]
+
+
+def test_threads_with_one_model(fitted, images):
+    """Flags are put back and maps are those of each thread's own images."""
+    model = fitted.model.train()
+    batches = [images[i : i + 4] for i in range(0, 16, 4)]
+    expected = [fitted.attribute(x, 1) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: fitted.attribute(batches[i % 4], 1), range(40)))
+    for i, one in enumerate(found):
+        torch.testing.assert_close(one, expected[i % 4], rtol=1e-4, atol=1e-6)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+def test_passes_of_the_model_in_other_threads_are_their_own(fitted, images):
+    model, done = fitted.model, Event()
+    expected, logits = fitted.attribute(images, 1), model(images[:1])
+
+    def predict():
+        found = []
+        while not done.is_set():
+            found.append(model(images[:1]))
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(predict)
+        try:
+            for options in ({}, {"refine_steps": 4}) * 5:
+                maps = fitted.attribute(images, 1, **options)
+                if not options:
+                    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-6)
+        finally:
+            done.set()
+        for found in others.result():
+            torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-6)

@@ -79,3 +79,12 @@ def test_passes_in_mixed_precision_see_changed_weights(digits):
         with torch.no_grad():
             model.fc.weight.mul_(2)
         assert not torch.equal(passes.first((digits[1],), ()).output, before)
+
+
+def test_a_downstream_module_has_the_model_s_precision(net, images, quick_fit):
+    expected, found = (
+        quick_fit(InfoBottleneckAttribution(
+            model, "stage2", global_layer="dropout", downstream=model.fc), [x]).evidence(x)
+        for model, x in ((net, images), (copy.deepcopy(net).bfloat16(), images.bfloat16())))
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().mean() < 0.1 * expected.abs().max()

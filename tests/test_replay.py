@@ -290,3 +290,15 @@ def test_an_example_with_more_padding_is_another():
     padded = nn.functional.pad(tokens, (0, 2))
     assert not set(_keys(Batch((tokens,)))) & set(_keys(Batch((padded,))))
     assert _keys(Batch((tokens[2:4],))) == _keys(Batch((tokens,)))[2:4]
+
+
+def test_what_runs_before_the_bottleneck_may_return_integers(quick_fit):
+    class Bins(nn.Module):
+        def forward(self, x):
+            return torch.bucketize(x, torch.linspace(-2, 2, 7))
+
+    model = nn.Sequential(Bins(), nn.Embedding(8, 4), nn.Linear(4, 4), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(80, 3))
+    x = torch.randn(16, 20)
+    attr = quick_fit(InfoBottleneckAttribution(model, "2", channel_axis="last"), [x])
+    assert attr.attribute(x, 1).shape == x.shape

@@ -232,6 +232,11 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
     with safe_open(shards[0], "pt") as file:
         assert file.get_tensor("targets").tolist() == [3] * 4
     assert len(list((tmp_path / "two").glob("*.png"))) == 11
+    (tmp_path / "fit.safetensors").unlink()
+    before = shards[0].stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", [*again, "--target", "3", "--seed", "1"])
+    attribute_folder.main()  # of another fit
+    assert shards[0].stat().st_mtime_ns > before
 
 
 def test_train_on_scenes(tmp_path):
