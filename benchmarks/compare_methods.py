@@ -202,9 +202,12 @@ def finished(
     if path.exists():
         kept = torch.load(path, weights_only=True)
         if kept["settings"] == settings:
-            spent = cost(method, evaluation) if options.retime else {}
-            results = {row: {**result, **spent} for row, result in kept["results"].items()}
-            return results, kept.get("origin", "unknown, of an earlier version")
+            if options.retime:
+                spent = cost(method, evaluation)
+                for result in kept["results"].values():
+                    result.update(spent)
+                torch.save(kept, path)
+            return kept["results"], kept.get("origin", "unknown, of an earlier version")
     try:
         results = run(name, method, evaluation, metrics)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
