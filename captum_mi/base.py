@@ -668,7 +668,7 @@ class BottleneckAttribution(InternalAttribution):
             "design": self.design.to_dict(),
             "structure": fit.structure.to_dict(),
             "alpha": None if self.alpha is None else self.alpha.tolist(),
-            "bank_sizes": [len(bank.clean) for bank in fit.networks.banks],  # type: ignore
+            "bank_sizes": [len(fit.networks.bank(i)) for i in range(len(fit.networks.banks))],
             "beta2": fit.beta2,
             "history": vars(fit.history),
             "base": fit.base is not None,

@@ -21,7 +21,7 @@ from captum_mi.graphs import Recorder
 from captum_mi.grid import locals_of
 from captum_mi.history import History
 from captum_mi.moments import StreamingMoments
-from captum_mi.networks import Networks
+from captum_mi.networks import LOCALS, Networks
 from captum_mi.outputs import CategoricalOutput, Output, make_output, resolve_kind
 from captum_mi.passes import Pass, Passes
 from captum_mi.remember import FirstPasses
@@ -518,11 +518,10 @@ def fill_bank(
     firsts: FirstPasses, networks: Networks, walk: Walk, found: Survey, settings: Settings
 ) -> None:
     """Last walk: fill the reference banks with locals drawn evenly over the examples."""
-    sizes = [len(bank.clean) for bank in networks.banks]  # type: ignore[arg-type]
+    sizes = [len(networks.bank(i)) for i in range(len(networks.banks))]
     if not sizes:
         return
-    clean: list[list[Tensor]] = [[] for _ in sizes]
-    noised: list[list[Tensor]] = [[] for _ in sizes]
+    kept: list[dict[str, list[Tensor]]] = [{kind: [] for kind in LOCALS} for _ in sizes]
     seen = found.first
     for batch in _bar(walk(), settings, desc="bank", unit="batch"):
         z = networks.standardise(firsts.layers(batch))
@@ -530,16 +529,17 @@ def fill_bank(
         n = len(batch.inputs[0])
         for i, site in enumerate(networks.sites):
             rows = _even_rows(z[site], seen, found.examples, sizes[i])
-            critic = networks.critic(i)
-            for features, store in (
-                (z[site], clean[i]),
-                (networks.mean_signal(z[site], logits[site]), noised[i]),
-            ):
-                store.append(critic.embed_local(locals_of(features)[rows]))
+            features = {
+                "clean": z[site], "mean": networks.mean_signal(z[site], logits[site]),
+                "noised": inject_noise(z[site], logits[site], torch.randn_like(z[site])),
+            }
+            for kind, one in features.items():
+                local = networks.critic(i).embed_local(locals_of(one)[rows])
+                kept[i][kind].append(local)
         seen += n
-    for i, bank in enumerate(networks.banks):
-        bank.clean = ranks.gather_rows(torch.cat(clean[i]))[: sizes[i]]
-        bank.noised = ranks.gather_rows(torch.cat(noised[i]))[: sizes[i]]
+    for i, size in enumerate(sizes):
+        for kind, rows_of in kept[i].items():
+            setattr(networks.bank(i), kind, ranks.gather_rows(torch.cat(rows_of))[:size])
 
 
 def _even_rows(z: Tensor, seen: int, examples: int, size: int) -> tuple[Tensor, Tensor]:

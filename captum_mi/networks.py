@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,33 +18,39 @@ from captum_mi.outputs import make_output
 from captum_mi.sites import Site
 from captum_mi.structure import Design, Structure
 
-__all__ = ["Bank", "Networks"]
+__all__ = ["LOCALS", "Bank", "Locals", "Networks"]
 
 _BANK_CHUNK = 1024
 
+#: Kinds of locals: features, a draw of noised ones, the mean of these.
+Locals = Literal["clean", "noised", "mean"]
+LOCALS: tuple[Locals, ...] = get_args(Locals)
+
 
 class Bank(nn.Module):
-    """Frozen reference set of locals, embedded by a critic: samples of the marginal of x and x'.
+    """Frozen reference set of locals, embedded by a critic.
+
+    The same locals three times, for locals are to be scored against others of their kind:
+    ``clean`` features x, ``noised`` ones (a draw of x' each), and the ``mean`` of x'.
 
     Args:
         size: number of locals; 0 for a fit without a critic.
         embedding_size: length of the critic's embedding of a local.
     """
 
-    clean: Tensor
-    noised: Tensor
-
     def __init__(self, size: int, embedding_size: int) -> None:
         super().__init__()
-        self.register_buffer("clean", torch.zeros(size, embedding_size))
-        self.register_buffer("noised", torch.zeros(size, embedding_size))
+        for kind in LOCALS:
+            self.register_buffer(kind, torch.zeros(size, embedding_size))
 
-    def logsumexp(self, critic: Critic, global_: Tensor, noised: bool) -> Tensor:
+    def __len__(self) -> int:
+        return len(self.get_buffer(LOCALS[0]))
+
+    def logsumexp(self, critic: Critic, global_: Tensor, kind: Locals) -> Tensor:
         """``log sum exp`` of the scores of embedded globals ``(N, E)`` over the bank: ``(N,)``."""
-        bank = self.noised if noised else self.clean
         parts = [
             critic.score(part, global_).logsumexp(0)
-            for part in bank.split(_BANK_CHUNK)
+            for part in self.get_buffer(kind).split(_BANK_CHUNK)
         ]
         return torch.stack(parts).logsumexp(0)
 
@@ -180,13 +186,17 @@ class Networks(nn.Module):
         """Standardised coordinates ``(N, size)`` of y for the critics."""
         return self.global_moments.standardise(self.output.critic_input(raw))
 
-    def pointwise_information(self, i: int, z: Tensor, y: Tensor, noised: bool) -> Tensor:
+    def bank(self, i: int) -> Bank:
+        """The reference bank of site ``i``."""
+        return self.banks[i]  # type: ignore[return-value]
+
+    def pointwise_information(self, i: int, z: Tensor, y: Tensor, kind: Locals) -> Tensor:
         """InfoMax: ``(N, P)`` pointwise information of site ``i``'s locals and raw y, in nats."""
-        critic, bank = self.critic(i), self.banks[i]
+        critic, bank = self.critic(i), self.bank(i)
         global_ = critic.embed_global(self.global_input(y))
         positive = critic.paired(critic.embed_local(locals_of(z)), global_[:, None])
-        negatives = bank.logsumexp(critic, global_, noised)  # type: ignore[operator]
-        return pointwise_info_nce(positive, negatives[:, None], len(bank.clean))  # type: ignore[arg-type]
+        negatives = bank.logsumexp(critic, global_, kind)
+        return pointwise_info_nce(positive, negatives[:, None], len(bank))
 
     def capacity(self, z: dict[Site, Tensor], logits: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """Capacity of each element of each site, ``(N, C, *positions)``, in nats."""

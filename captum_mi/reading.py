@@ -18,7 +18,7 @@ from captum_mi.grid import on_grid
 from captum_mi.heatmap import combine, find_map_input, first_spatial_axis
 from captum_mi.hooks import LayerOutput
 from captum_mi.later import Later
-from captum_mi.networks import Networks
+from captum_mi.networks import Locals, Networks
 from captum_mi.passes import Pass, Passes
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 from captum_mi.readout import Readout
@@ -298,7 +298,8 @@ class Reader:
     ) -> Tensor:
         """``(N, P, M)``: the estimator's value at every position of a site."""
         if self.estimator == "infomax":
-            return self._pointwise(i, self._features(site, noised), noised)[..., None]
+            kind: Locals = "mean" if noised else "clean"
+            return self._pointwise(i, self._features(site, noised), kind)[..., None]
         parameters = self._head(i, site, noised)
         if classes:
             return self.readout.evidence(parameters, self.args)
@@ -306,14 +307,14 @@ class Reader:
             return self.readout.kl(parameters)[..., None]
         return self.readout.evidence_for(parameters, index, self.args)[..., None]
 
-    def _pointwise(self, i: int, features: Tensor, noised: bool) -> Tensor:
+    def _pointwise(self, i: int, features: Tensor, kind: Locals) -> Tensor:
         """``(N, P)``: the critic's pointwise mutual information of features and y."""
-        return self.networks.pointwise_information(i, features, self.first.y, noised)
+        return self.networks.pointwise_information(i, features, self.first.y, kind)
 
-    def _expected(self, i: int, features: Tensor, noised: bool) -> Tensor:
+    def _expected(self, i: int, features: Tensor, kind: Locals) -> Tensor:
         """``(N, P)``: the estimator's value of features, in expectation over classes."""
         if self.estimator == "infomax":
-            return self._pointwise(i, features, noised)
+            return self._pointwise(i, features, kind)
         return self.readout.kl(self.networks.head(i, features))
 
     def dataset_rows(self) -> Tensor:
@@ -326,9 +327,9 @@ class Reader:
         for i, site in enumerate(self.networks.sites):
             z, logit = self.z[site], self.logits[site]
             noised = inject_noise(z, logit, torch.randn_like(z))
-            general = self._expected(i, z, False)
+            general = self._expected(i, z, "clean")
             silent = self._silent(site)[..., 0]
-            sufficient = self._expected(i, noised, True).masked_fill(silent, 0.0)
+            sufficient = self._expected(i, noised, "noised").masked_fill(silent, 0.0)
             capacity = capacities[site].sum(1, keepdim=True).flatten(1)
             values = (general, sufficient, general - sufficient, capacity)
             rows.append(torch.stack([value.mean(1) for value in values], 1))

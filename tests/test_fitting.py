@@ -12,6 +12,8 @@ from torch import nn
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.batches import example_bits
 from captum_mi.fitting import _Beta2, _even_rows
+from captum_mi.grid import locals_of
+from captum_mi.hooks import capture_only
 
 
 class Quadrants(nn.Module):
@@ -270,3 +272,19 @@ def test_a_loader_is_started_once_in_a_walk(net, images, quick_fit):
     walks = 1 + 1 + 3 + 1  # a first batch, survey, five steps of two a walk, bank
     assert loader.walks == walks
     assert loader.told == (*range(5, 5 + walks), 5)
+
+
+def test_the_bank_has_locals_of_every_kind_that_is_scored(net, images, quick_fit):
+    """Draws of x' against draws, its mean against means: else estimates have no meaning."""
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2", alpha=0.8), [images])
+    networks, site = attr.networks, attr.networks.sites[0]
+    with torch.no_grad():
+        names = {one.layer: None for one in networks.all_sites}
+        z = networks.standardise(capture_only(net, [*names], lambda: net(images)))[site]
+        logit = torch.full_like(z[:, :1], 0.8).logit()
+        kinds = {"clean": z, "mean": 0.2 * z, "noised": 0.2 * z + 0.8 * torch.randn_like(z)}
+        torch.testing.assert_close(networks.mean_signal(z, logit), kinds["mean"])
+        for kind, features in kinds.items():
+            embedded = networks.critic(0).embed_local(locals_of(features)).flatten(0, 1)
+            bank = networks.bank(0).get_buffer(kind)
+            assert (bank.std(0) / embedded.std(0)).log().abs().mean() < 0.1
