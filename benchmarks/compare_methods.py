@@ -240,14 +240,17 @@ def run(
             metric: torch.stack([evaluation.measure(metric, heat) for heat in heats])
             for metric in tqdm(metrics, desc=f"{name}, {reduction}", unit="metric")
         }
-        curves = heats[0].curves
+        curves = [one.curves for one in heats if one.curves]
         results[f"{name} ({reduction})"] = {
             "values": {metric: one.mean(0) for metric, one in values.items()},
             "per_fit": {metric: one.mean(1) for metric, one in values.items()},
             **spent,
             "heat": heats[0].images[:6].sum(1).cpu(),
-            "curves": curves and [x.float().mean(0).cpu() for x in (curves.morf, curves.lerf)]
-            + [curves.removed.cpu()],
+            "curves": curves and [
+                torch.cat([one.morf for one in curves]).float().mean(0).cpu(),
+                torch.cat([one.lerf for one in curves]).float().mean(0).cpu(),
+                curves[0].removed.cpu(),
+            ],
         }
     return results
 

@@ -40,11 +40,15 @@ class Mosaics:
 
 @torch.no_grad()
 def evaluation_set(model: nn.Module, photos: Photographs, n: int | None) -> Photographs:
-    """The first n images that are classified correctly and whose box, if known, is small."""
+    """The first n images that are classified correctly and whose box, if known, is small.
+
+    Boxes that the view has cropped away are left out with their images.
+    """
     predicted = torch.cat([model(part).argmax(1) for part in photos.images.split(200)])
     keep = predicted == photos.labels
     if photos.boxes is not None:
-        keep &= photos.boxes.float().mean((1, 2)) < _SMALL
+        share = photos.boxes.float().mean((1, 2))
+        keep &= (share < _SMALL) & (share > 0)
     return photos[keep.nonzero()[:n, 0]]
 
 

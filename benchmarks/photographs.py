@@ -11,6 +11,7 @@ Three layouts on disk are read, told apart by the path:
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 from torchvision.datasets import STL10, ImageFolder
 
 from captum_mi.datasets import IndexedPhotographs, View
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from torchvision_weights import torchvision_weights
 
 Split = Literal["train", "validation"]
 
@@ -99,7 +103,7 @@ def load_model(
         build: Callable[..., nn.Module] = getattr(importlib.import_module(module), factory)
         model = build()
     elif weights is not None and not Path(weights).exists():
-        choice = torchvision.models.get_model_weights(name)[weights]
+        choice = torchvision_weights(name, weights)
         preset = choice.transforms()
         view = View(preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
         return torchvision.models.get_model(name, weights=choice).eval(), view

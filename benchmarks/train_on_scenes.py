@@ -68,7 +68,7 @@ def train_classifier(model: nn.Module, data: Photographs, options: argparse.Name
     def loss(rows: Tensor) -> Tensor:
         return F.cross_entropy(model(data.images[rows]), data.labels[rows])
 
-    steps = len(data.images) // options.batch
+    steps = max(1, len(data.images) // options.batch)
     train(model, batches, loss, options.epochs, steps,
           options.out / f"{options.model}_checkpoint.pt", options.lr, options.seed)
 

@@ -387,7 +387,8 @@ class BottleneckAttribution(InternalAttribution):
                 networks.class_log_marginal = found.task_output.log_marginal  # type: ignore
             teacher = None
             if base is not None:
-                base.requires_grad_(True)
+                for parameter in base.parameters():
+                    parameter.requires_grad_(parameter.is_floating_point())
                 teacher = self._passes(original, structure, precision)
             recorder = Recorder(may_wait=True, most=2, most_bytes=2**40) if records else None
             history, beta2 = train(firsts, networks, walk, found, settings, teacher, recorder)

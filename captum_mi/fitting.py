@@ -103,17 +103,15 @@ def _held_out(batch: Batch) -> Tensor:
     return example_bits(batch.inputs[0]) % _HELD_OUT_SHARE == 0
 
 
-def _warn_if_softmax(networks: Networks, y: Tensor) -> None:
+def _warn_if_softmax(output: Output, raw: Tensor, advice: str) -> None:
     """Probabilities that are taken for logits: their softmax is nearly uniform."""
-    design, output = networks.design, networks.output
-    if design.output is not None or not isinstance(output, CategoricalOutput):
+    if not isinstance(output, CategoricalOutput) or output.probabilities:
         return
-    flat = y.flatten(1).float()
+    flat = raw.flatten(1).float()
     if bool((flat >= 0).all()) and bool(((flat.sum(1) - 1).abs() < 1e-3).all()):
         warnings.warn(
-            "the model's outputs are positive and sum to 1, as if it ended in a softmax; they "
-            "are taken for logits. Pass output='probabilities' if they are probabilities, or "
-            "output='categorical' if they are logits",
+            "the model's predictions are positive and sum to 1, as if they came from a softmax; "
+            f"they are taken for logits. {advice}",
             stacklevel=3,
         )
 
@@ -149,7 +147,10 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     device = device_of(model)
     own = len(torch.cat(ys))
     y = _of_all(ys, device)
-    _warn_if_softmax(networks, y)
+    if networks.design.output is None:
+        _warn_if_softmax(networks.output, y, (
+            "Pass output='probabilities' if they are probabilities, or output='categorical' if "
+            "they are logits"))
     held_out = int(ranks.total(torch.tensor(held_out, device=device)))
     networks.output.cpu().fit_marginal(y)
     coordinates = networks.output.critic_input(y)
@@ -165,6 +166,8 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
         shape = predictions[0].shape[1:]
         task_output = make_output(resolve_kind(None, shape, True), shape).to(dtype)
         task_output.fit_marginal(_of_all(predictions, device))
+        _warn_if_softmax(task_output, _of_all(predictions, device), (
+            "If they are probabilities, let the model, or downstream, return their logarithm"))
     uninformed = float(task_output.uninformed(_of_all(predictions, device)))
     networks.to(device)
     return Survey(
@@ -206,6 +209,7 @@ class _Beta2:
             self.kappa = max(_KAPPA_SHARE * uninformed, 1e-6)
         self.value = settings.beta2
         self.average = 0.0
+        self.seen = 0.0  # weight of the distortions in the average
 
     def started(self, value: Tensor, information: Tensor) -> Tensor:
         """The multiplier; where it is NaN, before the first step, chosen from the information."""
@@ -216,7 +220,8 @@ class _Beta2:
     def update(self, distortion: float) -> None:
         if self.kappa is None or self.value is None:
             return
-        self.average = _EMA * self.average + (1 - _EMA) * distortion
+        self.seen = _EMA * self.seen + 1 - _EMA
+        self.average += (1 - _EMA) / self.seen * (distortion - self.average)
         gap = (self.kappa - self.average) / self.kappa
         self.value *= math.exp(_ASCENT_RATE * min(1.0, max(-_DESCENT, gap)))
 

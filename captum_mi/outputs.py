@@ -31,6 +31,7 @@ OutputKind = Literal["categorical", "bernoulli", "probabilities", "gaussian"]
 _LOG_FLOOR = -20.0
 _LARGEST_LOGIT = 80.0  # exp of it is finite
 _MAX_WHITENED = 4096
+_MAX_JOINT = 16384  # numbers of an output of several axes that are classes of one categorical
 
 
 class Output(nn.Module):
@@ -116,6 +117,12 @@ class CategoricalOutput(Output):
 
     def __init__(self, shape: Sequence[int], probabilities: bool = False) -> None:
         super().__init__(shape)
+        if len(shape) > 1 and self.size > _MAX_JOINT:
+            raise ValueError(
+                f"the model returns {self.size} numbers per example (shape {tuple(shape)}), which "
+                f"would be classes of one categorical; at most {_MAX_JOINT}. Wrap the model so "
+                "that it returns the classes to be told apart, such as logits pooled over a region"
+            )
         self.probabilities = probabilities
         self.head_size = self.size
         self.register_buffer("log_marginal", torch.full((self.size,), -math.log(self.size)))

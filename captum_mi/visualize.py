@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["panel"]
+__all__ = ["overlay", "panel"]
 
 
 def panel(
@@ -56,6 +56,27 @@ def panel(
     return figure
 
 
+def overlay(image: Tensor, heat: Tensor, unit: str = "nats / pixel", cell: float = 3.0) -> Figure:
+    """A map over its image in grey, with a colour bar.
+
+    Args:
+        image: ``(C, H, W)``; C is 1 or 3. Rescaled to [0, 1] for display.
+        heat: ``(H, W)`` or ``(C, H, W)`` (summed over channels).
+        unit: shown at the colour bar.
+        cell: inches.
+
+    Returns:
+        matplotlib figure; save it with ``.savefig(path)``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.25 * cell, cell), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(_displayable(image).mean(2), cmap="gray", vmin=0, vmax=1)
+    _draw(figure, axis, heat, unit, alpha=0.6)
+    return figure
+
+
 def _displayable(image: Tensor) -> np.ndarray:
     pixels: np.ndarray = image.detach().float().cpu().permute(1, 2, 0).numpy()
     low, high = pixels.min(), pixels.max()
@@ -63,14 +84,15 @@ def _displayable(image: Tensor) -> np.ndarray:
     return pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels
 
 
-def _draw(figure: Figure, axis: object, heat: Tensor, unit: str) -> None:
+def _draw(figure: Figure, axis: object, heat: Tensor, unit: str, alpha: float = 1.0) -> None:
     """One map in its own units: a colour bar in nats says more than one scaled to [-1, 1]."""
     values = heat.detach().float().cpu()
     values = values.sum(0) if values.dim() == 3 else values
     limit = float(np.percentile(values.abs().numpy(), 99.5)) or float(values.abs().max()) or 1.0
     signed = bool((values < 0).any())
     image = axis.imshow(  # type: ignore[attr-defined]
-        values, cmap="RdBu_r" if signed else "Reds", vmin=-limit if signed else 0, vmax=limit
+        values, cmap="RdBu_r" if signed else "Reds", vmin=-limit if signed else 0, vmax=limit,
+        alpha=alpha,
     )
     axis.set(xticks=[], yticks=[])  # type: ignore[attr-defined]
     bar = figure.colorbar(image, ax=axis, shrink=0.85)  # type: ignore[arg-type]

@@ -23,17 +23,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torchvision
-from captum.attr import visualization
-from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision_weights import torchvision_weights
 from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import View
+from captum_mi.visualize import overlay
 from captum_mi.weights import fingerprint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -55,7 +55,7 @@ class Folder(Dataset[tuple[Tensor, int]]):
         try:
             with Image.open(self.paths[i]) as image:
                 return self.view(image), i
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{self.paths[i]} cannot be read: {error}") from error
 
 
@@ -111,7 +111,8 @@ def join_processes() -> tuple[int, int]:
 def build(options: argparse.Namespace) -> nn.Module:
     """The network in eval mode."""
     if options.weights and not Path(options.weights).exists():
-        return torchvision.models.get_model(options.model, weights=options.weights).eval()
+        weights = torchvision_weights(options.model, options.weights)
+        return torchvision.models.get_model(options.model, weights=weights).eval()
     model = torchvision.models.get_model(options.model, num_classes=options.classes)
     if options.weights:
         state = torch.load(options.weights, map_location="cpu", weights_only=True)
@@ -192,27 +193,6 @@ def explained(
             for image, heat, i in zip(images.cpu(), maps, indices.tolist()):
                 overlay(image, heat).savefig(picture_of(folder, i, options), dpi=100)
         yield maps, target.cpu()
-
-
-def overlay(image: Tensor, heat: Tensor) -> Figure:
-    """Heat over the image, with a colour bar in nats per pixel."""
-    pixels = image.permute(1, 2, 0).numpy()
-    pixels = (pixels - pixels.min()) / max(float(pixels.max() - pixels.min()), 1e-12)
-    figure = Figure(figsize=(4, 3.4), layout="constrained")
-    axis = figure.subplots()
-    if heat.any():  # Captum cannot scale a map of zeros
-        visualization.visualize_image_attr(
-            heat[..., None].numpy(), pixels, "blended_heat_map", sign="all", alpha_overlay=0.6,
-            use_pyplot=False, plt_fig_axis=(figure, axis), show_colorbar=False,
-        )
-    else:
-        axis.imshow(pixels)
-    limit = float(heat.abs().max()) or 1.0
-    scale = axis.imshow(heat, cmap="RdYlGn", vmin=-limit, vmax=limit, alpha=0)
-    bar = figure.colorbar(scale, ax=axis)
-    bar.solids.set_alpha(1)
-    bar.set_label("nats / pixel")
-    return figure
 
 
 if __name__ == "__main__":

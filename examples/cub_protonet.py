@@ -139,7 +139,7 @@ def train_as_classifier(
         return F.cross_entropy(classifier(images), labels[rows].to(options.device))
 
     train(classifier, batches, loss, options.pretrain, steps,
-          options.out / "classifier.pt", seed=options.seed)
+          options.out / "classifier.pt", seed=options.seed, settings=told_by(options))
 
 
 def train_on_episodes(
@@ -162,7 +162,14 @@ def train_on_episodes(
 
     train(network, episodes, loss, options.epochs, options.per_epoch,
           options.out / "checkpoint.pt", lr=3e-4 if options.pretrain else 1e-3,
-          seed=options.seed)
+          seed=options.seed, settings=told_by(options))
+
+
+def told_by(options: argparse.Namespace) -> dict[str, str]:
+    """What training depends on besides its steps and its seed."""
+    names = ("data", "encoder", "size", "embedding", "distance", "temperature", "ways", "shots",
+             "queries", "batch", "pretrain")
+    return {name: str(getattr(options, name)) for name in names}
 
 
 def flipped(images: Tensor) -> Tensor:

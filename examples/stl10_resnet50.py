@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import STL10
+from torchvision_weights import torchvision_weights
 from tqdm import tqdm
 from training import train
 
@@ -93,7 +94,8 @@ def build(options: argparse.Namespace, classes: int) -> nn.Module:
     """The network: untrained, from a file, or pretrained with a new last layer."""
     torch.manual_seed(options.seed)
     if options.weights and not Path(options.weights).exists():
-        model = torchvision.models.get_model(options.model, weights=options.weights)
+        weights = torchvision_weights(options.model, options.weights)
+        model = torchvision.models.get_model(options.model, weights=weights)
         model.fc = nn.Linear(model.fc.in_features, classes)
         options.weights = None  # the last layer has yet to be trained
         return model.to(options.device)
@@ -112,7 +114,8 @@ def loader_of(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Shuffled batches."""
     return DataLoader(
-        photographs, options.batch, shuffle=True, drop_last=True, num_workers=WORKERS,
+        photographs, min(options.batch, len(photographs)),  # type: ignore[arg-type]
+        shuffle=True, drop_last=True, num_workers=WORKERS,
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -133,7 +136,8 @@ def train_classifier(model: nn.Module, training: Photographs, options: argparse.
         return F.cross_entropy(model(shifted), labels, label_smoothing=0.1)
 
     train(model, batches, loss, options.epochs, len(loader_of(training, options)),
-          options.out / "checkpoint.pt", seed=options.seed)
+          options.out / "checkpoint.pt", seed=options.seed,
+          settings={name: str(getattr(options, name)) for name in ("data", "model", "size")})
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ def train(
     checkpoint: Path,
     lr: float = 1e-3,
     seed: int = 0,
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """One-cycle AdamW for some epochs.
 
@@ -37,14 +38,16 @@ def train(
         steps_per_epoch: batches in an epoch.
         checkpoint: written after every epoch, read if it is there.
         lr: largest learning rate.
-        seed: of dropout and augmentation.
+        seed: of dropout, augmentation and what the caller draws.
+        settings: what else tells this run from others, as strings and numbers.
     """
     if not epochs:
         model.eval()
         return
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps_per_epoch)
-    run = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "lr": lr}
+    run = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "lr": lr, "seed": seed,
+           **(settings or {})}
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)

@@ -48,3 +48,13 @@ def test_the_network_learns(capsys):
     network = DigitResNet((8, 8, 8, 8)).fit(scenes, 1, batch_size=32, progress=False)
     assert not network.training
     assert network(scenes.images[:3]).shape == (3, 10)
+
+
+def test_training_on_fewer_scenes_than_a_batch():
+    scenes = make_scenes(10, seed=0)
+    model = DigitResNet()
+    before = model.fc.weight.detach().clone()
+    assert not model.fit(scenes, 0, progress=False).training
+    assert torch.equal(model.fc.weight, before)
+    model.fit(scenes, 1, progress=False)
+    assert not torch.equal(model.fc.weight, before)

@@ -353,3 +353,36 @@ def test_layers_of_other_axes(images, where):
             "head_layers": [], "context_layers": "grid", where: "row"})
     with pytest.raises(ValueError, match="layer 'row' has 1 position axes and others have 2"):
         attr.fit([images], 1, progress=False)
+
+
+class EndsInSoftmax(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x).softmax(1)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"global_layer": "net.dropout"},
+    {"global_layer": "net.dropout", "downstream": lambda y: y[:, :5].softmax(1)},
+])
+def test_probabilities_that_are_taken_for_logits(net, images, options):
+    attr = InfoBottleneckAttribution(EndsInSoftmax(net), "net.stage2", **options)
+    with pytest.warns(UserWarning, match="as if they came from a softmax"):
+        attr.fit([images], 1, progress=False, bank_size=64)
+
+
+def test_a_map_of_logits_is_no_number_of_classes(images):
+    model = nn.Sequential(nn.Conv2d(3, 200, 3, padding=1), nn.ReLU())
+    with pytest.raises(ValueError, match="returns 28800 numbers .* such as logits pooled over a"):
+        InfoBottleneckAttribution(model, "0").fit([images], 1, progress=False)
+
+
+def test_the_distortion_that_is_told_is_one_that_was(net, images):
+    attr = InfoBottleneckAttribution(net, "stage2")
+    with pytest.warns(UserWarning, match="the distortion ended at") as caught:
+        attr.fit([images], 1, progress=False, bank_size=64)
+    told = next(str(one.message) for one in caught if "distortion ended" in str(one.message))
+    assert f"ended at {attr.history.distortion[-1]:.3g} nats" in told

@@ -12,6 +12,7 @@ from representation_analysis import quadrant
 from stl10_resnet50 import open_data
 from torch import nn
 from torchvision.datasets import STL10
+from torchvision_weights import torchvision_weights
 from training import train
 
 from captum_mi.datasets import make_scenes
@@ -42,6 +43,22 @@ def test_training_goes_on_where_it_stopped(tmp_path, capsys):
     assert "resuming after epoch 2 of 4" in capsys.readouterr().out
     for name, value in whole.items():
         assert torch.equal(stopped[name], value)
+
+
+def test_another_seed_is_another_run(tmp_path):
+    model = nn.Linear(2, 1)
+    arguments = (model, lambda epoch: [torch.ones(1, 2)], lambda x: model(x).mean(), 1, 1,
+                 tmp_path / "run.pt")
+    train(*arguments, seed=0)
+    for other in ({"seed": 1}, {"seed": 0, "settings": {"ways": "4"}}):
+        with pytest.raises(ValueError, match="Remove it, or ask for the same"):
+            train(*arguments, **other)
+
+
+def test_weights_that_are_not_there():
+    assert torchvision_weights("resnet18", "DEFAULT").name == "IMAGENET1K_V1"
+    with pytest.raises(FileNotFoundError, match=r"'resnet18.pt' is neither a file nor weights of"):
+        torchvision_weights("resnet18", "resnet18.pt")
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):

@@ -97,7 +97,8 @@ def test_noise_goes_where_nothing_is_needed(trained):
 def test_the_distortion_is_held_and_the_head_beats_the_marginal(trained):
     history = trained.history
     assert history.recent("distortion") == pytest.approx(history.kappa, rel=0.5)
-    assert history.recent("head") < history.recent("marginal") - 0.01
+    ahead = torch.tensor(history.marginal[-100:]) - torch.tensor(history.head[-100:])
+    assert ahead.mean() > 5 * ahead.std() / 10  # standard errors
     assert len(history) == 300
 
 
@@ -288,3 +289,9 @@ def test_the_bank_has_locals_of_every_kind_that_is_scored(net, images, quick_fit
             embedded = networks.critic(0).embed_local(locals_of(features)).flatten(0, 1)
             bank = networks.bank(0).get_buffer(kind)
             assert (bank.std(0) / embedded.std(0)).log().abs().mean() < 0.1
+
+
+def test_a_copy_with_parameters_that_are_integers_is_fine_tuned(net, images, quick_fit):
+    net.steps = nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False)
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images], finetune_base=True)
+    assert not torch.equal(attr.model.fc.weight, net.fc.weight)

@@ -249,3 +249,9 @@ def test_a_correlation_does_not_hang_on_the_scale():
             lambda x, t, scale=scale: scale * x.double().sum((1, 2, 3)), images,
             scale * images[:, 0], target, [3], tile=2)
         torch.testing.assert_close(result, torch.ones(3, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_insertion_into_images_of_one_row():
+    images, maps = torch.rand(2, 3, 1, 40), torch.rand(2, 1, 40)
+    found = insertion(lambda x, t: x.mean((1, 2, 3)), images, maps, torch.zeros(2).long(), tile=1)
+    assert torch.isfinite(found).all()

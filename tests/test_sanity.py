@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.metrics import cascading_randomization, mask_leak, structural_similarity
@@ -58,10 +59,30 @@ class Scaled(nn.Module):
         return self.scale * x
 
 
-def test_parameters_that_nothing_initialises_are_an_error():
+def test_parameters_that_nothing_initialises_are_drawn_like_they_were():
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(Scaled()))
-    with pytest.raises(ValueError, match="'1.0' .Scaled. has parameters and no reset_parameters"):
-        cascading_randomization(model, lambda copy: torch.rand(1, 16, 16))
+    seen = []
+    with torch.no_grad():
+        model[1][0].scale.copy_(torch.full_like(model[1][0].scale, 3.0))
+    cascading_randomization(
+        model, lambda copy: seen.append(copy[1][0].scale.detach()) or torch.rand(1, 16, 16))
+    assert (seen[-1] == 3).all()  # of a spread of 0
+
+
+def test_all_parameters_of_a_transformer_are_randomised():
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=3)
+    with torch.no_grad():
+        model.class_token.normal_()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    copies = []
+    result = cascading_randomization(
+        model, lambda copy: copies.append(copy) or torch.rand(1, 16, 16))
+    assert result.layers == ["heads", "encoder", "conv_proj", ""]
+    for name, value in copies[-1].named_parameters():
+        assert value.std(correction=0) == 0 or not torch.equal(value, before[name]), name
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name])
 
 
 def classes_by_brightness(n=30):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from captum_mi.visualize import panel
+from captum_mi.visualize import overlay, panel
 
 
 def test_flat_images_and_sparse_maps_have_true_colour_bars():
@@ -17,3 +17,16 @@ def test_flat_images_and_sparse_maps_have_true_colour_bars():
     limits = sorted({image.get_clim()[1] for image in images if image.get_array().ndim == 2})
     assert limits == [1.0, 2.0]
     assert "nats / pixel" in [axis.get_ylabel() for axis in figure.axes]
+
+
+def test_an_overlay_says_what_its_colours_mean(tmp_path):
+    heat = torch.linspace(-1, 3, 64).view(8, 8)
+    figure = overlay(torch.rand(3, 8, 8), heat)
+    figure.savefig(tmp_path / "overlay.png")
+    axis, bar = figure.axes
+    drawn = axis.images[-1]
+    assert bar.get_ylabel() == "nats / pixel"
+    assert torch.equal(torch.from_numpy(drawn.get_array().data), heat)
+    low, high = drawn.get_clim()
+    assert low == -high
+    assert 2.9 < high <= 3

@@ -41,9 +41,10 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
     ablation, grad_cam = FeatureAblation(model), LayerGradCam(model, model.get_submodule(deepest))
     backprop = GuidedBackprop(separate)
 
-    def smoothgrad(x: Tensor, t: Tensor) -> Tensor:
+    def smoothgrad(x: Tensor, t: Tensor, magnitudes: bool) -> Tensor:
         torch.manual_seed(seed)
-        return smooth.attribute(x, nt_samples=50, nt_samples_batch_size=10, stdevs=0.3, target=t)
+        return smooth.attribute(
+            x, nt_samples=50, nt_samples_batch_size=10, stdevs=0.3, target=t, abs=magnitudes)
 
     def gradient_shap(x: Tensor, t: Tensor) -> Tensor:
         torch.manual_seed(seed)
@@ -68,7 +69,8 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
         "Integrated Gradients 50": Method(
             lambda x, t: integrated.attribute(x, target=t, n_steps=50, internal_batch_size=100),
             BOTH),
-        "SmoothGrad 50": Method(smoothgrad, ("absolute",)),
+        "SmoothGrad 50": Method(lambda x, t: smoothgrad(x, t, False), BOTH),
+        "SmoothGrad 50 of magnitudes": Method(lambda x, t: smoothgrad(x, t, True), ("absolute",)),
         "GradientSHAP 50": Method(gradient_shap, BOTH, batch=5),
         "DeepLift": Method(lambda x, t: DeepLift(separate).attribute(x, target=t), BOTH),
         "LRP": Method(lambda x, t: LRP(copy.deepcopy(separate)).attribute(x, target=t), BOTH),

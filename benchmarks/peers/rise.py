@@ -47,7 +47,9 @@ def methods(model: nn.Module, seed: int) -> dict[str, Method]:
         def get_config(self) -> dict[str, object]:
             return {}
 
-    rise = RISEStack(_MASKS, _CELLS, _KEPT, seed=seed, debiased=False)
+    # Debiased: else a constant stands below every map, and shares of the heat are that of the
+    # constant.
+    rise = RISEStack(_MASKS, _CELLS, _KEPT, seed=seed, debiased=True)
     rise.fill = 0.0  # the mean colour
 
     def explain(x: Tensor, t: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from captum_mi.datasets.view import View, box_mask
+from captum_mi.datasets.view import View, box_mask, check_mode
 
 __all__ = ["CUB200", "Bird", "CUBSplit"]
 
@@ -240,8 +240,9 @@ def _size(path: Path, decode: bool) -> tuple[int, int]:
         with Image.open(path) as image:
             if decode:
                 image.load()
+                check_mode(image)
             return image.size
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _BrokenImage("unreadable image", f"{path} cannot be read: {error}") from error
 
 

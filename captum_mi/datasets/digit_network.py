@@ -42,11 +42,14 @@ class DigitResNet(nn.Module):
         self, scenes: Scenes, epochs: int, batch_size: int = 64, lr: float = 3e-3, seed: int = 0,
         progress: bool = True,
     ) -> DigitResNet:
-        """Train on scenes of one digit, by cross-entropy with one-cycle AdamW.
+        """Train on scenes of one digit, by cross-entropy with one-cycle AdamW, in whole batches.
 
         Returns:
             Itself, in eval mode.
         """
+        if epochs < 1:
+            return self.eval()
+        batch_size = min(batch_size, len(scenes.images))
         steps = epochs * (len(scenes.images) // batch_size)
         optimizer = torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import (
     resize,
 )
 
-__all__ = ["View", "box_mask"]
+__all__ = ["View", "box_mask", "check_mode"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,7 @@ class View:
         Raises:
             ValueError: for an image of more than 8 bits per channel.
         """
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"an image has mode {image.mode!r}; expected 8 bits per channel, as white and "
-                "black would be lost: scale its values to 0 to 255 first"
-            )
+        check_mode(image)
         pixels = pil_to_tensor(image.convert("RGB")).float() / 255
         square = center_crop(
             resize(pixels, [self.size], antialias=self.antialias), [self.size]
@@ -61,6 +57,15 @@ class View:
         """A mask ``(H, W)`` in pixels of the stored image, seen the same way; boolean."""
         seen = resize(mask[None].float(), [self.size], InterpolationMode.BILINEAR, antialias=False)
         return center_crop(seen, [self.size])[0] > 0.5
+
+
+def check_mode(image: Image.Image) -> None:
+    """Raise ``ValueError`` for an image of more than 8 bits per channel."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"an image has mode {image.mode!r}; expected 8 bits per channel, as white and "
+            "black would be lost: scale its values to 0 to 255 first"
+        )
 
 
 def box_mask(box: tuple[float, float, float, float], width: int, height: int) -> Tensor:

@@ -141,8 +141,9 @@ def insertion(
 
 def _blurred(images: Tensor, tile: int) -> Tensor:
     sigma = max(tile, _LEAST_BLUR) / 2
-    size = 2 * (min(4 * sigma, *images.shape[2:]) // 2) - 1
-    return gaussian_blur(images, [int(size)] * 2, [sigma, sigma])
+    # Odd, and per axis no longer than the image; torchvision has width before height.
+    sizes = [2 * int(min(4 * sigma, length + 1) // 2) - 1 for length in images.shape[:1:-1]]
+    return gaussian_blur(images, sizes, [sigma, sigma])
 
 
 def _removed(tiles: int, per_step: int, device: torch.device) -> Tensor:

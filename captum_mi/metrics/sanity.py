@@ -61,23 +61,22 @@ def cascading_randomization(
 ) -> Cascade:
     """Similarity of maps while more and more of a model's parameters are initialised afresh.
 
-    A map that explains the model must change. Source: Adebayo et al., 2018,
-    https://arxiv.org/abs/1810.03292.
+    A map that explains the model must change. Parameters are reset by the modules that own them;
+    where those cannot, they are drawn from a normal distribution with the mean and the standard
+    deviation that they have. Source: Adebayo et al., 2018, https://arxiv.org/abs/1810.03292.
 
     Args:
         model: the trained model; not changed.
         explain: returns the maps ``(N, H, W)`` of a copy of the model, always for the same
             images and targets. With a fit of this package it may bind it to the copy
             (``attr.bind(copy)``) or fit anew on the copy: two different questions.
-        layers: names of modules in the order in which they are randomised. Default: the children
-            of the model that have parameters, the last one first.
+        layers: names of modules in the order in which they are randomised; ``""`` is all of the
+            model. Default: the children of the model that have parameters, the last one first,
+            and then all, if the model has parameters of its own, such as a class token.
         seed: of the fresh parameters. Global random states are left as they were.
 
     Returns:
         One step per layer.
-
-    Raises:
-        ValueError: for a layer with parameters that no module can initialise.
 
     Example::
 
@@ -89,27 +88,26 @@ def cascading_randomization(
     """
     if layers is None:
         children = [name for name, child in model.named_children() if len([*child.parameters()])]
-        layers = children[::-1]
+        layers = [*children[::-1], *([""] if [*model.parameters(recurse=False)] else [])]
     reference = explain(model)
     randomised = copy.deepcopy(model)
     rows = []
     for step, layer in enumerate(layers):
         with isolated_randomness(seed + step):
-            _initialise(randomised.get_submodule(layer), layer)
+            _initialise(randomised.get_submodule(layer))
         rows.append(structural_similarity(explain(randomised), reference))
     return Cascade(list(layers), torch.stack(rows))
 
 
-def _initialise(layer: nn.Module, name: str) -> None:
-    """Reset every parameter of a layer by the module that owns it."""
-    for path, module in layer.named_modules():
-        if not [*module.parameters(recurse=False)]:
-            continue
-        reset = getattr(module, "reset_parameters", None)
-        if reset is None:
-            where = ".".join(part for part in (name, path) if part)
-            raise ValueError(
-                f"layer {where!r} ({type(module).__name__}) has parameters and no "
-                "reset_parameters(); give it one, or leave it out of layers"
-            )
-        reset()
+def _initialise(layer: nn.Module) -> None:
+    """Reset every parameter of a layer by the module that owns it, or else like it was."""
+    for module in layer.modules():
+        own = [*module.parameters(recurse=False)]
+        reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+        if own and reset is not None:
+            reset()
+        elif own:
+            with torch.no_grad():
+                for parameter in filter(torch.is_floating_point, own):
+                    spread = parameter.std(correction=0)
+                    parameter.copy_(parameter.mean() + spread * torch.randn_like(parameter))

@@ -1,0 +1,24 @@
+"""Weights of torchvision's by name, or what there is instead."""
+
+from __future__ import annotations
+
+from torchvision.models import WeightsEnum, get_model_weights
+
+
+def torchvision_weights(model: str, name: str) -> WeightsEnum:
+    """Weights that torchvision has for a model.
+
+    Args:
+        model: torchvision name.
+        name: of the weights, such as ``DEFAULT``.
+
+    Raises:
+        FileNotFoundError: if there are none of that name, as of a mistyped path.
+    """
+    there = get_model_weights(model)
+    if name not in there.__members__:
+        raise FileNotFoundError(
+            f"{name!r} is neither a file nor weights of {model}; torchvision has "
+            f"{[*there.__members__]}"
+        )
+    return there[name]
