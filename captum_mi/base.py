@@ -29,7 +29,6 @@ from captum_mi import checkpoint, ranks
 from captum_mi.batches import (
     Batch,
     batches,
-    check_finite,
     check_inputs,
     check_types,
     device_of,
@@ -522,16 +521,19 @@ class BottleneckAttribution(InternalAttribution):
             )
 
     def _prepare(
-        self, inputs: Any, target: Any, additional_forward_args: object
+        self, inputs: Any, target: Any, additional_forward_args: object, waits: bool = False
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Checked inputs on the model's device, and the classes that a target selects."""
+        """Checked inputs on the model's device, and the classes that a target selects.
+
+        On CUDA NaN and Inf are looked for only if the call ``waits`` for the device anyway: else
+        what is read of the inputs tells them later.
+        """
         fit = self._fitted()
         device = device_of(self.model)
         formatted = tuple(x.detach().to(device) for x in _format_tensor_into_tuples(inputs))
         fit.structure.signature.check(formatted)
-        # On CUDA that would wait for the device: what is read of them tells it later.
-        (check_types if device.type == "cuda" else check_inputs)(
-            formatted, dtype_of(self.model))
+        check = check_inputs if waits or device.type != "cuda" else check_types
+        check(formatted, dtype_of(self.model))
         if target is None:
             return formatted, None
         n = len(formatted[0])
@@ -578,11 +580,10 @@ class BottleneckAttribution(InternalAttribution):
             The model's output, or that of the downstream function, ``(N, ...)``.
         """
         fit = self._fitted()
-        formatted, _ = self._prepare(inputs, None, additional_forward_args)
+        formatted, _ = self._prepare(inputs, None, additional_forward_args, waits=True)
         masked = formatted
         if alpha_inputs is not None:
-            masked, _ = self._prepare(alpha_inputs, None, additional_forward_args)
-        check_finite((*formatted, *masked))
+            masked, _ = self._prepare(alpha_inputs, None, additional_forward_args, waits=True)
         self._warn_if_changed(fit.watch.look()())
         args = move(
             _format_additional_forward_args(additional_forward_args) or (), formatted[0].device
