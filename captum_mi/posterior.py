@@ -12,7 +12,7 @@ from captum_mi.grid import n_positions, resize
 
 __all__ = ["capacity_prior", "position_posterior", "spread"]
 
-_NOWHERE = 0.2  # probability that no one position shows the class
+_NOWHERE = 0.05  # probability that no one position shows the class
 _OF_LOSSES = 0.5  # weight of the losses of many blocks, to 1 of posterior times share
 _UNFELT = 0.5  # losses of so many nats in all count half
 
@@ -62,7 +62,7 @@ def spread(
     The evidence found at the position that shows the class is expected to be
     :math:`\sum_j p(j \mid t)\, e_j`. Where :math:`e_j > 0` the result is the summand, scaled so
     that each example keeps the total of its positive evidence; elsewhere it is :math:`e_j`. The
-    posterior allows for a class that no one position shows, with a probability of 1/5: it is
+    posterior allows for a class that no one position shows, with a probability of 1/20: it is
     then anywhere.
 
     With shares in a decision the positive total is divided by posterior times positive share. To
@@ -88,7 +88,7 @@ def spread(
         >>> evidence = torch.tensor([[[3.0, 3.0, -1.0, -1.0]]])
         >>> posterior = torch.tensor([[[0.0, 0.6, 0.4, 0.0]]])
         >>> spread(evidence, posterior).round(decimals=2)
-        tensor([[[ 0.5200,  5.4800, -1.0000, -1.0000]]])
+        tensor([[[ 0.1300,  5.8700, -1.0000, -1.0000]]])
     """
     positions = maps.shape[2:]
     in_favour = maps.clamp_min(0).double()
