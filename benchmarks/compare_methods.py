@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from evaluation import METRICS, Evaluation, Heat, evaluation_set, mosaics, seconds_per_image
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from peers import cam, captum_methods, fastshap, iba, priors, rise
@@ -42,6 +43,7 @@ Result = dict[str, Any]
 Fits = Callable[[], list[InfoBottleneckAttribution]]  # made when they are first asked for
 
 _COLOURED = 7  # rows of others in the figure of curves
+_FREE = 0.5  # forward passes, of which the figure of cost shows no less
 
 #: Options that leave peers as they are.
 _OF_OURS = ("layers", "steps", "refits", "fits")
@@ -352,7 +354,8 @@ def figure_of_curves(results: dict[str, Result]) -> Figure:
     peers = [name for name in order if name not in mine]
     styles = {name: {"color": "0.85", "lw": 0.8} for name in peers}
     for i, name in enumerate(mine + peers[:_COLOURED]):
-        styles[name] = {"color": f"C{i}", "lw": 2 if name in mine else 1, "label": name}
+        styles[name] = {"color": colormaps["tab20"](i), "label": name,
+                        "lw": 2 if name in mine else 1}
     for i, (axis, title) in enumerate(zip(axes, titles)):
         for name in reversed(order):  # the most faithful above the others
             curves = results[name]["curves"]
@@ -371,17 +374,18 @@ def figure_of_cost(results: dict[str, Result]) -> Figure:
     figure = Figure(figsize=(9, max(4.0, 1 + 0.2 * len(order))), layout="constrained")
     axis = figure.subplots()
     for i, name in enumerate(order):
-        cost, area = results[name]["passes"], results[name]["values"]["degradation"]
+        cost, area = max(results[name]["passes"], _FREE), results[name]["values"]["degradation"]
         colour = "C3" if name.startswith(OURS) else "C0"
         error = float(area.std()) / len(area) ** 0.5
-        axis.errorbar(cost, float(area.mean()), error, fmt="o", color=colour, ms=4)
+        mark = "o" if cost > _FREE else "<"
+        axis.errorbar(cost, float(area.mean()), error, fmt=mark, color=colour, ms=4)
         axis.annotate(
             name, (cost, float(area.mean())), (1.08, (i + 0.5) / len(order)),
             textcoords="axes fraction", va="center", fontsize=7, color=colour,
             arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour, "alpha": 0.6,
                         "relpos": (0, 0.5)},
         )
-    axis.set(xscale="log", xlabel="plain forward passes per image",
+    axis.set(xscale="log", xlabel=f"plain forward passes per image (triangles: under {_FREE})",
              ylabel="degradation: area(LeRF) - area(MoRF)")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")

@@ -26,7 +26,7 @@ def parts(net, images, quick_fit):
         first = passes.first(inputs, (), networks.noised_sites)
         z, index = networks.standardise(first.layers), torch.tensor([[0], [1], [2], [1]])
         noise = shared_noise({site: z[site] for site in networks.noised_sites}, 0)
-        readout = Readout(networks.output.double(), None, None)
+        readout = Readout(networks.output.double(), None, None, torch.float64)
         decision = Decision(passes, networks, readout, inputs, (), z, index, first.before)
         yield decision, first, noise
 
