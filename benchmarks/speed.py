@@ -113,10 +113,11 @@ def timed_rows(
         calls["captum_mi, refined, 9 blocks"] = lambda: attr.attribute(
             images, target, refine_steps=9)
     if options.peers:
-        shallow = fitted(model, images.shape[-1], fitted_layers(model)[:-1], stops=True)
+        read = [site.layer for site in attr.networks.sites + attr.networks.head_sites]
+        shallow = fitted(model, images.shape[-1], read[:-1], stops=True)
         calls["captum_mi, a class, deepest stage not read"] = lambda: shallow.attribute(
             images, target)
-        calls |= peers(model, images, target)
+        calls |= peers(model, images, target, read[-1])
     spans, peaks = {}, {}
     for name, call in tqdm(calls.items(), desc=" ".join(map(str, case))):
         with torch.set_grad_enabled(not name.startswith(("forward", "captum_mi"))):
@@ -131,11 +132,12 @@ def timed_rows(
     return rows
 
 
-def peers(model: nn.Module, images: Tensor, target: Tensor) -> dict[str, Call]:
+def peers(
+    model: nn.Module, images: Tensor, target: Tensor, deepest: str
+) -> dict[str, Call]:
     """Captum's methods at the settings of the comparison."""
     integrated, smooth = IntegratedGradients(model), NoiseTunnel(Saliency(model))
     occlusion = Occlusion(model)
-    deepest = fitted_layers(model)[-1]
     cam = LayerGradCam(model, model.get_submodule(deepest))
     return {
         "Grad-CAM": lambda: cam.attribute(images, target),
@@ -303,12 +305,6 @@ def fitted(
     attr = InfoBottleneckAttribution(model, layers, **others)  # type: ignore[arg-type]
     attr.fit([pictures(8, size)], 1, progress=False, bank_size=256)
     return attr
-
-
-def fitted_layers(model: nn.Module) -> list[str]:
-    """Layers that the default reads, the deepest last."""
-    attr = fitted(model, 96)
-    return [site.layer for site in attr.networks.sites + attr.networks.head_sites]
 
 
 def seconds(call: Call, repeats: int) -> tuple[list[float], str]:
