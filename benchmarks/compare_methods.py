@@ -354,7 +354,8 @@ def figure_of_curves(results: dict[str, Result]) -> Figure:
     peers = [name for name in order if name not in mine]
     styles = {name: {"color": "0.85", "lw": 0.8} for name in peers}
     for i, name in enumerate(mine + peers[:_COLOURED]):
-        styles[name] = {"color": colormaps["tab20"](i), "label": name,
+        shade = 2 * (i % 10) + i // 10  # the ten strong colours, then the ten pale ones
+        styles[name] = {"color": colormaps["tab20"](shade), "label": name,
                         "lw": 2 if name in mine else 1}
     for i, (axis, title) in enumerate(zip(axes, titles)):
         for name in reversed(order):  # the most faithful above the others

@@ -211,9 +211,14 @@ def seconds_per_image(call: Callable[..., object], *batch: Tensor) -> float:
     """Median of three timed calls on a batch after a warm-up, synchronised."""
     times = []
     for _ in range(4):
-        start = time.perf_counter()
+        start = now()
         call(*batch)
-        if batch[0].is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return sorted(times[1:])[1] / len(batch[0])
+
+
+def now() -> float:
+    """Time, once the device has done all that was asked of it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Occlusion
+from evaluation import now
 from peers.method import Reduction, reduced
 from report import elapsed, mean_and_error, provenance, write_table
 from torch import Tensor, nn
@@ -135,13 +135,6 @@ def main() -> None:
         sys.exit(f"no query of {options.explained} episodes is classified correctly and has a box "
                  f"under {options.largest_box:g} of the image; raise --explained")
     write(rows, seconds, torch.cat(inside), accuracy, interval, attr, options)
-
-
-def now() -> float:
-    """Time, once the device has done all that was asked of it."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def evidence_inside(

@@ -758,7 +758,9 @@ class BottleneckAttribution(InternalAttribution):
         check_shapes(shapes(self.model), model)
         bound = copy.copy(self)
         bound.forward_func = model
-        bound.downstream = downstream or _counterpart(self.downstream, self.forward_func, model)
+        if downstream is None:
+            downstream = _counterpart(self.downstream, self.forward_func, model)
+        bound.downstream = downstream
         bound._set_modules()
         bound._fit = dataclasses.replace(fit, base=None, watch=WeightWatch(model))
         return bound

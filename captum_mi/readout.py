@@ -100,16 +100,16 @@ class Readout:
         y = self.output.expectation(parameters)
         n, p = y.shape[:2]
         y = y.to(self.dtype).unflatten(2, self.output.shape)
-        rows = [arg for arg in args if has_rows(arg, n)]
+        has = [has_rows(arg, n) for arg in args]
         logits = self.downstream(y.flatten(0, 1), *(
-            arg.repeat_interleave(p, 0) if has_rows(arg, n) else arg for arg in args))
+            arg.repeat_interleave(p, 0) if rows else arg for arg, rows in zip(args, has)))
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != n * p:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"downstream returned {got} for {n * p} representations; expected logits "
                 f"({n * p}, classes)"
             )
-        classes = self.downstream(y[:, 0], *args).shape[1] if rows else logits.shape[1]
+        classes = self.downstream(y[:, 0], *args).shape[1] if any(has) else logits.shape[1]
         if logits.shape[1] != classes:
             raise ValueError(
                 f"downstream returned {classes} classes, and {logits.shape[1]} with the rows of "
