@@ -127,8 +127,10 @@ def main() -> None:
 def fitted(
     model: nn.Module, train: Photographs, options: argparse.Namespace, seed: int
 ) -> InfoBottleneckAttribution:
-    """A fit: loaded if it was saved, else made on training images."""
-    path = options.fits and options.fits / f"{seed}.safetensors"
+    """A fit: loaded if one of these settings was saved, else made on training images."""
+    settings = [*(options.layers or ["default"]), f"{options.steps}x{options.batch}",
+                f"of-{options.train}", f"seed-{seed}"]
+    path = options.fits and options.fits / f"{'-'.join(settings)}.safetensors"
     if path and path.exists():
         return InfoBottleneckAttribution.load(path, model)
     loader = DataLoader(

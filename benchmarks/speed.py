@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import resource
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from captum.attr import (
     Occlusion,
     Saliency,
 )
+from evaluation import now
 from report import provenance, write_table
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -203,10 +203,9 @@ def whole_fits(options: argparse.Namespace, origin: str) -> None:
     for name in options.models:
         for size in options.sizes:
             model, data = network(name, 50, size), list(pictures(6400, size).split(64))
-            start = time.perf_counter()
+            start = now()
             history = InfoBottleneckAttribution(model).fit(data, options.fit_steps)
-            rows.append([name, str(size), f"{history.seconds:.1f}",
-                         f"{time.perf_counter() - start:.1f}"])
+            rows.append([name, str(size), f"{history.seconds:.1f}", f"{now() - start:.1f}"])
             print(*rows[-1], sep="  ", flush=True)
     note = (f"{options.fit_steps} steps of 64 of 6,400 images that are on the device; in all, "
             f"with survey and bank.\n\n{origin}")
@@ -312,15 +311,12 @@ def seconds(call: Call, repeats: int) -> tuple[list[float], str]:
     for _ in range(_WARM_UP):
         call()
     if _DEVICE.type == "cuda":
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = now()
         call()
-        if _DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     peak = ""
     if _DEVICE.type == "cuda":
         peak = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"

@@ -298,7 +298,7 @@ def test_compare_methods(photographs):
     printed = run(*command)
     assert "standard deviation over fits" in printed
     assert sorted(path.name for path in (photographs / "fits").iterdir()) == [
-        "0.safetensors", "1.safetensors"]
+        "default-2x8-of-16-seed-0.safetensors", "default-2x8-of-16-seed-1.safetensors"]
     assert (photographs / "pictures" / "panel.png").exists()
     for name in ("curves", "cost", "history"):
         assert (photographs / f"result_{name}.png").stat().st_size > 5_000
