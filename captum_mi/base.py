@@ -43,7 +43,7 @@ from captum_mi.heatmap import Unit, per_unit
 from captum_mi.history import History
 from captum_mi.hooks import OnRepeat, layer_names
 from captum_mi.networks import Networks
-from captum_mi.outputs import OutputKind
+from captum_mi.outputs import OutputKind, PredictionKind
 from captum_mi.passes import Passes
 from captum_mi.precision import chosen_amp, full_precision, surrounding_amp
 from captum_mi.preserve import evaluation_mode, isolated_randomness
@@ -99,6 +99,7 @@ class BottleneckAttribution(InternalAttribution):
         *,
         head_layers: Layers | None = None,
         output: OutputKind | None = None,
+        prediction: PredictionKind | None = None,
         marginal: Literal["data", "uniform"] = "data",
         alpha: float | Tensor | None = None,
         noise: Literal["matched", "standard"] = "matched",
@@ -132,6 +133,9 @@ class BottleneckAttribution(InternalAttribution):
                 or one logit), ``"probabilities"`` or ``"gaussian"``. Default: Gaussian for a
                 global layer; for the model's output Bernoulli if it is a single number, else
                 categorical.
+            prediction: with a global layer, what the model's output is, to which the second pass
+                is held: ``"categorical"``, ``"bernoulli"`` or ``"probabilities"``, as above.
+                Default: as for the model's output.
             marginal: the marginal of the downstream function's classes: its mean prediction
                 over the fitting ``"data"``, or ``"uniform"``, where the classes change.
             alpha: noise coefficient by hand, in [0, 1]: a number, or a tensor of the shape of
@@ -176,6 +180,12 @@ class BottleneckAttribution(InternalAttribution):
         self.global_layer = (
             None if global_layer is None else layer_names(model, [global_layer])[0]
         )
+        if prediction is not None and (global_layer is None or downstream is not None):
+            raise ValueError(
+                f"prediction={prediction!r} is for a global layer without a downstream function, "
+                f"whose classes exclude one another; got global_layer={global_layer!r} and "
+                f"downstream={downstream!r}. What y is, output= says"
+            )
         self.context_layers = _optional_names(model, context_layers)
         self.head_layers = _optional_names(model, head_layers)
         self.layers: list[str] = []
@@ -183,7 +193,8 @@ class BottleneckAttribution(InternalAttribution):
             self._name_layers(layer)
         self.downstream = downstream
         self.design = Design(
-            noise=noise, inference=inference, critic=critic, output=output, marginal=marginal,
+            noise=noise, inference=inference, critic=critic, output=output,
+            prediction=prediction, marginal=marginal,
             head_hidden=tuple(head_hidden), critic_hidden=tuple(critic_hidden),
             on_repeat=on_repeat, map_input=map_input, channel_axis=channel_axis,
             input_channel_axis=input_channel_axis,

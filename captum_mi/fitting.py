@@ -22,7 +22,7 @@ from captum_mi.grid import locals_of
 from captum_mi.history import History
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import LOCALS, Networks
-from captum_mi.outputs import CategoricalOutput, Output, make_output, resolve_kind
+from captum_mi.outputs import CategoricalOutput, Output, make_prediction
 from captum_mi.passes import Pass, Passes
 from captum_mi.remember import FirstPasses
 from captum_mi.sites import Site
@@ -164,10 +164,12 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
                 f"{sorted(tuple(k) for k in kinds)}; expected one number of classes"
             )
         shape = predictions[0].shape[1:]
-        task_output = make_output(resolve_kind(None, shape, True), shape).to(dtype)
+        task_output = make_prediction(networks.design.prediction, shape).to(dtype)
         task_output.fit_marginal(_of_all(predictions, device))
-        _warn_if_softmax(task_output, _of_all(predictions, device), (
-            "If they are probabilities, let the model, or downstream, return their logarithm"))
+        if networks.design.prediction is None:
+            _warn_if_softmax(task_output, _of_all(predictions, device), (
+                "If they are probabilities, pass prediction='probabilities', or let a downstream "
+                "function return their logarithm; prediction='categorical' if they are logits"))
     uninformed = float(task_output.uninformed(_of_all(predictions, device)))
     networks.to(device)
     return Survey(

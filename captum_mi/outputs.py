@@ -22,11 +22,14 @@ __all__ = [
     "GaussianOutput",
     "Output",
     "OutputKind",
+    "PredictionKind",
     "make_output",
+    "make_prediction",
     "resolve_kind",
 ]
 
-OutputKind = Literal["categorical", "bernoulli", "probabilities", "gaussian"]
+PredictionKind = Literal["categorical", "bernoulli", "probabilities"]
+OutputKind = Literal[PredictionKind, "gaussian"]
 
 _LOG_FLOOR = -20.0
 _LARGEST_LOGIT = 80.0  # exp of it is finite
@@ -400,8 +403,8 @@ def resolve_kind(
         return "gaussian" if not is_model_output else "bernoulli" if single else "categorical"
     if kind == "categorical" and single:
         raise ValueError(
-            f"output='categorical' needs more than one class; y has shape {tuple(shape)}. "
-            "Use output='bernoulli' for a single logit"
+            f"'categorical' needs more than one class; of one example there is {tuple(shape)}. "
+            "Use 'bernoulli' for a single logit"
         )
     return kind
 
@@ -416,6 +419,11 @@ def make_output(kind: OutputKind, shape: Sequence[int]) -> Output:
     if math.prod(shape) == 1:
         return BernoulliOutput(shape, probabilities)
     return CategoricalOutput(shape, probabilities)
+
+
+def make_prediction(kind: PredictionKind | None, shape: Sequence[int]) -> Output:
+    """What the second pass is held to, where that is not y: raw predictions of a shape."""
+    return make_output(resolve_kind(kind, shape, is_model_output=True), shape)
 
 
 def _check_probabilities(flat: Tensor, sum_to_one: bool) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_mi.bottleneck import inject_noise
 from captum_mi.networks import Networks
-from captum_mi.outputs import Output, make_output, resolve_kind
+from captum_mi.outputs import Output, make_prediction
 from captum_mi.passes import Pass, Passes
 from captum_mi.sites import Site
 
@@ -67,8 +67,8 @@ def refine_alpha(
 def _task_output(networks: Networks, first: Pass) -> Output:
     if first.prediction is first.y:
         return networks.output
-    shape = first.prediction.shape[1:]
-    return make_output(resolve_kind(None, shape, True), shape).to(first.prediction.device)
+    output = make_prediction(networks.design.prediction, first.prediction.shape[1:])
+    return output.to(first.prediction.device)
 
 
 def _information(

@@ -14,7 +14,7 @@ from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
 from captum_mi.grid import finest
 from captum_mi.heatmap import first_spatial_axis
 from captum_mi.hooks import LayerOutput, OnRepeat
-from captum_mi.outputs import OutputKind, resolve_kind
+from captum_mi.outputs import OutputKind, PredictionKind, resolve_kind
 from captum_mi.passes import Passes
 from captum_mi.replay import Replay
 from captum_mi.sites import ChannelAxis, Site, find_sites
@@ -48,6 +48,7 @@ class Design:
     head_hidden: tuple[int, ...] = (256, 256)
     critic_hidden: tuple[int, ...] = (256,)
     output: OutputKind | None = None
+    prediction: PredictionKind | None = None
     marginal: MarginalKind = "data"
     on_repeat: OnRepeat = "error"
     map_input: int | None = None
@@ -65,6 +66,7 @@ class Design:
             check_choice(name, getattr(self, name), choices)
         for name, optional in (
             ("output", OutputKind),
+            ("prediction", PredictionKind),
             ("channel_axis", ChannelAxis),
             ("input_channel_axis", ChannelAxis),
         ):
@@ -237,7 +239,9 @@ def probe(
         )
     is_output = first.y.shape == first.output.shape and torch.equal(first.y, first.output)
     y_shape = tuple(first.y.shape[1:])
-    output_kind = resolve_kind(design.output, y_shape, is_output and downstream is None)
+    is_prediction = is_output and downstream is None
+    asked = design.output or (design.prediction if is_prediction else None)
+    output_kind = resolve_kind(asked, y_shape, is_prediction)
     passes = Passes(model, [site.layer for site in sites], None, design.on_repeat)
     grid = finest([tuple(site.of(first.layers).shape[2:]) for site in sites])
     replays, resumes = _replays(passes, batch, sites)

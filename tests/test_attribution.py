@@ -281,6 +281,33 @@ def test_an_embedding_with_and_without_a_downstream(net, images, quick_fit):
         classes.attribute(images, target=5)
 
 
+def test_labels_that_are_predicted_beside_an_embedding(net, images, quick_fit, tmp_path):
+    """The second pass is held to each label by itself."""
+    def kappa(**options):
+        attr = InfoBottleneckAttribution(net, "stage2", global_layer="dropout", **options)
+        quick_fit(attr, [images])
+        assert torch.isfinite(attr.attribute(images, refine_steps=2)).all()
+        attr.save(tmp_path / "fit.safetensors")
+        again = InfoBottleneckAttribution.load(tmp_path / "fit.safetensors", net)
+        assert torch.equal(again.attribute(images, refine_steps=2),
+                           attr.attribute(images, refine_steps=2))
+        return attr.history.kappa
+
+    with torch.no_grad():
+        net.fc.weight.mul_(100)
+        p = net(images).sigmoid()
+    r = (p.sum(0) + 0.25) / (len(p) + 0.5)  # half an example of a prior
+    by_hand = (p * (p / r).log() + (1 - p) * ((1 - p) / (1 - r)).log()).sum(1).mean()
+    assert kappa(prediction="bernoulli") == pytest.approx(float(by_hand) / 4, rel=1e-3)
+    assert kappa() != pytest.approx(float(by_hand) / 4, rel=1e-2)
+
+
+@pytest.mark.parametrize("options", [{}, {"global_layer": "dropout", "downstream": len}])
+def test_a_prediction_is_for_a_global_layer(net, options):
+    with pytest.raises(ValueError, match="prediction='bernoulli' is for a global layer without"):
+        InfoBottleneckAttribution(net, "stage2", prediction="bernoulli", **options)
+
+
 class Distances(nn.Module):
     """An encoder whose classes are prototypes, given anew with every call."""
 
