@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 import torch
 from torch import Tensor, nn
 
-from captum_mi.weights import held_by
+from captum_mi.modules import held_by, modules_of
 
 __all__ = ["Recorder"]
 
@@ -143,7 +143,7 @@ class _Record:
             raise
         # Beside what is registered, modules may hold caches, and let go of them.
         self._alive = held_by(owner) + [
-            x for module in owner.modules() for x in vars(module).values()
+            x for module in modules_of(owner) for x in vars(module).values()
             if isinstance(x, Tensor)
         ]
         self.graph = graph

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from captum_mi.modules import modules_of
+
 __all__ = [
     "LayerOutput",
     "OnRepeat",
@@ -67,7 +69,7 @@ def _eager(model: nn.Module) -> AbstractContextManager[Any]:
     """Context in which compiled parts of ``model`` run eagerly: a warmed graph ignores hooks."""
     compiled = any(
         "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
+        for module in modules_of(model)
     )
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 

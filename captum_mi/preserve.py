@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from captum_mi.modules import modules_of
+
 __all__ = ["evaluation_mode", "isolated_randomness"]
 
 
@@ -40,11 +42,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _put_back(model: nn.Module) -> Iterator[None]:
-    training = [(module, module.training) for module in model.modules()]
+    training = [(module, module.training) for module in modules_of(model)]
     requires_grad = [
         (parameter, parameter.requires_grad)
         for module, _ in training
-        for parameter in module._parameters.values()  # PyTorch's own walk spends most on names
+        for parameter in module._parameters.values()
         if parameter is not None
     ]
     buffers = [

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi.later import Later
+from captum_mi.modules import held_by
 
-__all__ = ["WeightWatch", "check_shapes", "fingerprint", "held_by", "shapes"]
+__all__ = ["WeightWatch", "check_shapes", "fingerprint", "shapes"]
 
 _SAMPLES = 16
 
@@ -103,15 +104,6 @@ class WeightWatch:
 
     def __reduce__(self) -> tuple[type[WeightWatch], tuple[nn.Module, str]]:
         return WeightWatch, (self.model, self.expected)
-
-
-def held_by(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers; PyTorch's own walk spends most of its time on names."""
-    return [
-        tensor for module in model.modules()
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
-    ]
 
 
 def _where(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution
+from captum_mi.modules import held_by, modules_of
 
 
 class Counting(nn.Module):
@@ -237,3 +238,16 @@ def test_passes_of_the_model_in_other_threads_are_their_own(fitted, images):
             done.set()
         for found in others.result():
             torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-6)
+
+
+def test_all_of_a_model_is_found_once(net):
+    shared = nn.Linear(3, 3)
+    shared.register_parameter("none", None)
+    model = nn.ModuleList([net, shared, nn.Sequential(shared, nn.BatchNorm1d(3)), Counting()])
+    model.register_module("missing", None)
+    every = modules_of(model)
+    assert len(every) == len(set(every))
+    assert set(every) == set(model.modules())
+    held = [tensor.data_ptr() for tensor in held_by(model)]
+    assert sorted(held) == sorted(
+        x.data_ptr() for x in (*model.parameters(), *model.buffers()))
