@@ -115,8 +115,9 @@ def fit(
 def fitted(
     model: nn.Module, loader: list[Tensor], options: argparse.Namespace
 ) -> InfoBottleneckAttribution:
-    """A fit, loaded if it was saved."""
-    path = options.fits and options.fits / f"{options.seed}.safetensors"
+    """A fit, loaded if one of these settings was saved."""
+    settings = f"{options.steps}-of-{options.train}-seed-{options.seed}"
+    path = options.fits and options.fits / f"{settings}.safetensors"
     if path and path.exists():
         return InfoBottleneckAttribution.load(path, model)
     attr = fit(model, loader, options)

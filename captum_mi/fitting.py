@@ -147,7 +147,7 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     device = device_of(model)
     own = len(torch.cat(ys))
     y = _of_all(ys, device)
-    if networks.design.output is None:
+    if networks.design.output is None and networks.design.prediction is None:
         _warn_if_softmax(networks.output, y, (
             "Pass output='probabilities' if they are probabilities, or output='categorical' if "
             "they are logits"))
@@ -168,8 +168,10 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
         task_output.fit_marginal(_of_all(predictions, device))
         if networks.design.prediction is None:
             _warn_if_softmax(task_output, _of_all(predictions, device), (
-                "If they are probabilities, pass prediction='probabilities', or let a downstream "
-                "function return their logarithm; prediction='categorical' if they are logits"))
+                "Pass prediction='probabilities' if they are probabilities, or "
+                "prediction='categorical' if they are logits"
+                if firsts.passes.downstream is None else
+                "If they are probabilities, let downstream return their logarithm"))
     uninformed = float(task_output.uninformed(_of_all(predictions, device)))
     networks.to(device)
     return Survey(

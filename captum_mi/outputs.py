@@ -403,7 +403,7 @@ def resolve_kind(
         return "gaussian" if not is_model_output else "bernoulli" if single else "categorical"
     if kind == "categorical" and single:
         raise ValueError(
-            f"'categorical' needs more than one class; of one example there is {tuple(shape)}. "
+            f"'categorical' needs more than one class; got shape {tuple(shape)} for each example. "
             "Use 'bernoulli' for a single logit"
         )
     return kind

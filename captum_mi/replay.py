@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_mi.modules import modules_of
+
 __all__ = ["Replay"]
 
 
@@ -71,7 +73,7 @@ class Replay:
                 self.end = module if calls[module] == 1 else None
 
         with ExitStack() as stack:
-            for module in model.modules():
+            for module in modules_of(model):
                 if isinstance(module, torch.jit.ScriptModule):  # cannot be hooked
                     continue
                 # Before anyone's own hooks: these see, and may change, what is returned again.

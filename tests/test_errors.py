@@ -370,8 +370,13 @@ class EndsInSoftmax(nn.Module):
 ])
 def test_probabilities_that_are_taken_for_logits(net, images, options):
     attr = InfoBottleneckAttribution(EndsInSoftmax(net), "net.stage2", **options)
-    with pytest.warns(UserWarning, match="as if they came from a softmax"):
+    with pytest.warns(UserWarning, match="as if they came from a softmax") as caught:
         attr.fit([images], 1, progress=False, bank_size=64)
+    told = next(str(one.message) for one in caught if "softmax" in str(one.message))
+    advised = "let downstream" if "downstream" in options else (
+        "prediction='probabilities'" if options else "output='probabilities'")
+    assert advised in told
+    assert ("prediction=" in told) == (advised == "prediction='probabilities'")
 
 
 def test_a_map_of_logits_is_no_number_of_classes(images):
