@@ -16,7 +16,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-__all__ = ["ablated", "block_counts", "block_losses"]
+__all__ = ["MOST_BLOCKS", "ablated", "block_counts", "block_losses"]
+
+#: More of them tell less of a decision than halves of the input do.
+MOST_BLOCKS = 9
 
 
 def block_counts(n: int, sizes: Sequence[int]) -> tuple[int, ...]:

@@ -113,17 +113,19 @@ class InfoBottleneckAttribution(BottleneckAttribution):
                 (:func:`captum_mi.posterior.position_posterior`); the positive total, and
                 evidence against the class, stay. ``"shares"`` weights that with the position's
                 share in the decision, what it loses there as noise grows
-                (:mod:`captum_mi.shares`), and adds what it loses without a block of the input,
-                for ``refine_steps`` blocks (:mod:`captum_mi.ablation`).
+                (:mod:`captum_mi.shares`), and adds what it loses without a block of the input
+                (:mod:`captum_mi.ablation`) and with one half or the other
+                (:mod:`captum_mi.halves`), for ``refine_steps`` of both.
                 ``"none"`` leaves the log ratio at each position as it is. Default, for the
                 variational evidence of a class, ``"posterior"``, and with ``refine_steps``
                 ``"shares"``; else ``"none"``.
-            refine_steps: steps of per-sample refinement. For shares, blocks that the input is
-                divided into and loses one at a time: a forward pass each, at most so many, and
-                two passes with a backward pass for the shares; 9 is a good number. Else Adam
-                steps on alpha, from what was inferred, a pass and a backward pass each through
-                the layers above the first bottleneck.
-            baselines: what takes the place of a block while shares are measured, in any of
+            refine_steps: steps of per-sample refinement. For shares, a forward pass each, at most
+                so many: up to 9 blocks that the input is divided into and loses one at a time,
+                further ones pairs of halves; and two passes with a backward pass for the shares.
+                9 is a good number, 39 a better one for three times the cost. Else Adam steps on
+                alpha, from what was inferred, a pass and a backward pass each through the layers
+                above the first bottleneck.
+            baselines: what takes the place of a block or half while shares are measured, in any of
                 Captum's forms. Default: 0, the mean of normalised images.
             unit: ``"nats"`` or ``"bits"``.
 

@@ -15,6 +15,8 @@ __all__ = ["capacity_prior", "position_posterior", "spread"]
 _NOWHERE = 0.05  # probability that no one position shows the class
 _OF_LOSSES = 0.5  # weight of the losses of many blocks, to 1 of posterior times share
 _UNFELT = 0.5  # losses of so many nats in all count half
+_AS_FEW = 8  # so many pairs of halves have half the weight of many
+_UNSEEN = 0.01  # of the probability: halves that differ by so little count half
 
 
 def capacity_prior(alpha_logit: Tensor) -> Tensor:
@@ -55,7 +57,8 @@ def position_posterior(evidence: Sequence[Tensor], prior: Tensor) -> Tensor:
 
 
 def spread(
-    maps: Tensor, posterior: Tensor, shares: Tensor | None = None, losses: Tensor | None = None
+    maps: Tensor, posterior: Tensor, shares: Tensor | None = None, losses: Tensor | None = None,
+    halves: Tensor | None = None,
 ) -> Tensor:
     r"""Each position's share of the expected evidence; evidence against the class stays.
 
@@ -71,14 +74,16 @@ def spread(
 
     The losses of blocks, signed, are added to what was divided so, each scaled to the same sum of
     magnitudes and then half the losses: an even share in the decision is told by the one, and
-    which blocks it needs, and which ones harm, by the other. Of the result the sum of magnitudes
-    is the positive total.
+    which blocks it needs, and which ones harm, by the other. The mean contrast of halves is added
+    in the same way, with a weight that grows from 0 to 1 with their number. Of the result the sum
+    of magnitudes is the positive total.
 
     Args:
         maps: evidence for a class, ``(N, 1, *positions)``.
         posterior: ``(N, 1, *grid)``, of any scale.
         shares: ``(N, 1, *grid)``, in nats.
         losses: ``(N, 1, *blocks)``, in nats.
+        halves: ``(N, pairs, *grid)``, in shares of the probability of the class.
 
     Returns:
         Tensor of the shape of ``maps``.
@@ -104,10 +109,19 @@ def spread(
     if losses is not None:
         felt = _resized(losses.double(), positions)
         scale = _OF_LOSSES * (1 - 1 / n_positions(losses.shape[2:]))  # one block tells nothing
-        parts = parts + scale * felt / (_over_positions(felt.abs()) + _UNFELT)
-        parts = parts / _at_least(_over_positions(parts.abs()))
+        parts = _with(parts, felt, scale, _UNFELT)
+    if halves is not None and (pairs := halves.shape[1]):
+        seen = _resized(halves.double().mean(1, keepdim=True), positions)
+        unseen = _UNSEEN * n_positions(halves.shape[2:])
+        parts = _with(parts, seen, pairs / (pairs + _AS_FEW), unseen)
     moved = parts * total
     return moved.to(maps.dtype) + maps.clamp_max(0)
+
+
+def _with(parts: Tensor, more: Tensor, weight: float, little: float) -> Tensor:
+    """Parts and others, scaled to the weight if they are not little, with magnitudes of sum 1."""
+    parts = parts + weight * more / (_over_positions(more.abs()) + little)
+    return parts / _at_least(_over_positions(parts.abs()))
 
 
 def _resized(shares: Tensor, positions: Sequence[int]) -> Tensor:

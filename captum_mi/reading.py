@@ -10,11 +10,12 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from captum_mi.ablation import block_losses
+from captum_mi.ablation import MOST_BLOCKS, block_losses
 from captum_mi.batches import all_finite, check_finite, has_rows
 from captum_mi.bottleneck import inject_noise
 from captum_mi.graphs import Recorder
 from captum_mi.grid import on_grid
+from captum_mi.halves import half_contrasts
 from captum_mi.heatmap import combine, find_map_input, first_spatial_axis
 from captum_mi.hooks import LayerOutput
 from captum_mi.later import Later
@@ -72,7 +73,7 @@ class Reader:
         args: additional forward arguments of the batch.
         estimator: heads or critics.
         beta2: multiplier for refinement.
-        refine_steps: steps of per-sample refinement of alpha, or blocks to remove.
+        refine_steps: steps of per-sample refinement of alpha, or blocks and halves to remove.
         baselines: what is put in place of a block, for each input; ``None`` to refine alpha.
         layers: captured layers of the first pass; ``None`` to run it.
     """
@@ -95,7 +96,7 @@ class Reader:
         self.beta2, self.refine_steps = beta2, refine_steps
         self.baselines = baselines
         self._parameters: dict[tuple[int, bool], Tensor] = {}
-        self._measured: tuple[Tensor, Tensor] | None = None
+        self._measured: tuple[Tensor, ...] | None = None
         self.layers = self._captured() if layers is None else layers
         self._sums = self._ask() if layers is None else None
 
@@ -214,7 +215,7 @@ class Reader:
         posterior = position_posterior(evidence, self._prior(information))
         if joined:
             maps = [combine(maps, posterior.shape[2:])]
-        measured = self._shares_and_losses(index) if weighting == "shares" else ()
+        measured = self._measure(index) if weighting == "shares" else ()
         return [spread(one, posterior, *measured) for one in maps]
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:
@@ -232,39 +233,40 @@ class Reader:
             return torch.ones_like(self.z[site][:, :1])
         return capacity_prior(self.logits[site])
 
-    def _shares_and_losses(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """What a decision loses to noise at each position, and with each block; measured once."""
+    def _measure(self, index: Tensor) -> tuple[Tensor, ...]:
+        """What a decision loses to noise, with each block and with each half; measured once."""
         if self._measured is None:
             self.check()
             decision = Decision(
                 self.passes, self.networks, self.readout, self.inputs, self.args, self.z, index,
                 self.first.before,
             )
-            self._measured = decision.shares(), self._losses(decision)
+            self._measured = decision.shares(), *self._without_parts(decision)
         return self._measured
 
-    def _losses(self, decision: Decision) -> Tensor:
-        """Losses of the blocks of the input that the map belongs to, ``(N, 1, *blocks)``."""
+    def _without_parts(self, decision: Decision) -> tuple[Tensor, Tensor]:
+        """Losses of blocks of the input that the map belongs to, and contrasts of its halves."""
         assert self.baselines is not None
         design, grid = self.networks.design, self.networks.positions(self.z)
         mapped = find_map_input(self.inputs, len(grid), design.map_input)
-        x = self.inputs[mapped]
+        x, baseline = self.inputs[mapped], self.baselines[mapped]
 
         def log_probability(without: Tensor) -> Tensor:
             inputs = (*self.inputs[:mapped], without, *self.inputs[mapped + 1 :])
             return decision.log_probability(self.passes.first(inputs, self.args))
 
         first_axis = first_spatial_axis(x, grid, design.channel_axis, design.input_channel_axis)
-        lost = block_losses(
-            log_probability, decision.log_probability(self.first), x, self.baselines[mapped],
-            self.refine_steps, first_axis, len(grid),
-        )
-        if not all_finite(lost):
+        whole = decision.log_probability(self.first)
+        blocks = min(self.refine_steps, MOST_BLOCKS)
+        pairs = (self.refine_steps - blocks) // 2
+        lost = block_losses(log_probability, whole, x, baseline, blocks, first_axis, len(grid))
+        halves = half_contrasts(log_probability, whole, x, baseline, pairs, first_axis, grid)
+        if not (all_finite(lost) and all_finite(halves)):
             raise ValueError(
                 "the prediction is not finite with a block of the input replaced by baselines; "
                 "pass baselines= that the model can take, or weighting='posterior'"
             )
-        return lost
+        return lost, halves
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool
