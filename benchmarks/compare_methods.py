@@ -75,8 +75,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--refits", type=int, default=1, help="fits that are averaged")
     parser.add_argument("--fits", type=Path, help="folder of fits: loaded, or saved if missing")
     parser.add_argument("--refine-steps", type=int, nargs="+", default=[],
-                        help="also maps refined by removing so many blocks; the first number of "
-                             "them is paired with every other row")
+                        help="also maps refined by removing so many blocks and halves; the first "
+                             "of these numbers is paired with every other row")
     parser.add_argument("--fastshap-steps", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=Path, help="folder of finished methods; default OUT_parts")
