@@ -48,6 +48,8 @@ def per_channel(heat: Tensor, images: Tensor) -> Tensor:
 
 def explained(method: Method, images: Tensor, targets: Tensor, name: str) -> Tensor:
     """Attributions of all images, a batch at a time; mosaics, four times as large, in fewer."""
+    if not len(images):
+        return images
     size = max(1, method.batch * _AREA // max(_AREA, images.shape[2] * images.shape[3]))
     pairs = list(zip(images.split(size), targets.split(size)))
     parts = [method.explain(x, t).detach().float() for x, t in tqdm(pairs, name, unit="batch")]
