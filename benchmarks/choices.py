@@ -67,7 +67,7 @@ def choices(kappa: float, steps: int) -> dict[str, Choice]:
         "images shifted at random": Choice(augment=shifted),
         "tiles erased at random": Choice(augment=erased),
         "refined by 9 blocks": Choice(call={"refine_steps": 9}),
-        "refined by 9 blocks and 8 pairs of halves": Choice(call={"refine_steps": 25}),
+        "refined by these and 8 pairs of halves": Choice(call={"refine_steps": 25}),
         "alpha refined, 4 steps": Choice(call={"weighting": "posterior", "refine_steps": 4}),
         "weighting='none'": Choice(call={"weighting": "none"}),
         "general information": Choice(call={"information": "general"}),
