@@ -122,9 +122,9 @@ class InfoBottleneckAttribution(BottleneckAttribution):
             refine_steps: steps of per-sample refinement. For shares, a forward pass each, at most
                 so many: up to 9 blocks that the input is divided into and loses one at a time,
                 further ones pairs of halves; and two passes with a backward pass for the shares.
-                9 is a good number, 39 a better one for three times the cost. Else Adam steps on
-                alpha, from what was inferred, a pass and a backward pass each through the layers
-                above the first bottleneck.
+                9 is a good number, 39 a more faithful one for three times the cost. Else Adam
+                steps on alpha, from what was inferred, a pass and a backward pass each through
+                the layers above the first bottleneck.
             baselines: what takes the place of a block or half while shares are measured, in any of
                 Captum's forms. Default: 0, the mean of normalised images.
             unit: ``"nats"`` or ``"bits"``.
