@@ -330,7 +330,8 @@ class BottleneckAttribution(InternalAttribution):
                 ``attr.model`` afterwards.
             base_lr: learning rate of that copy.
             amp: bfloat16 for the passes of the model. Default: on CUDA, for float32 models;
-                inside ``torch.autocast``, what that says.
+                inside ``torch.autocast``, what that says. A CPU without bfloat16 instructions
+                takes several times as long with it.
             cache_bytes: memory, on the model's device, for what the first walk's passes of the
                 model gave. If it suffices for all examples, and the loader yields the same ones
                 again, in whatever order, later walks need no first passes; else nothing is kept.
