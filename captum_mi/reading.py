@@ -263,7 +263,7 @@ class Reader:
         halves = half_contrasts(log_probability, whole, x, baseline, pairs, first_axis, grid)
         if not (all_finite(lost) and all_finite(halves)):
             raise ValueError(
-                "the prediction is not finite with a block of the input replaced by baselines; "
+                "the prediction is not finite with a part of the input replaced by baselines; "
                 "pass baselines= that the model can take, or weighting='posterior'"
             )
         return lost, halves
