@@ -6,9 +6,9 @@ where :math:`x_{W = 1}` keeps the input where :math:`W = 1` and has the baseline
 patterns :math:`W_m`, 1 or -1 at each place, are products of Walsh functions, one for each axis
 (Walsh, 1923, https://doi.org/10.2307/2387224), the coarsest first. They are orthogonal: where a
 decision is a sum over places, the mean of the :math:`\eta_m` is what each place adds to it, as
-finely as the patterns are, up to a scale and a constant. Blocks (:mod:`captum_mi.ablation`) are missed by an input that is whole
-otherwise; halves tell what a place does with half of the rest, as the random masks of RISE do
-(Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421).
+finely as the patterns are, up to a scale and a constant. Blocks (:mod:`captum_mi.ablation`) are
+missed by an input that is whole otherwise; halves tell what a place does with half of the rest,
+as the random masks of RISE do (Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421).
 """
 
 from __future__ import annotations
