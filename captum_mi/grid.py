@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["finest", "locals_of", "n_positions", "on_grid", "resize"]
 
-_FEW = 4  # channels, below which PyTorch interpolates slowly on CUDA
+_FEW = 4  # channels, below which PyTorch interpolates slowly on CUDA, channels last or not
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -64,15 +64,23 @@ def resize(maps: Tensor, positions: Sequence[int]) -> Tensor:
         )
     if all(new <= old for new, old in zip(target, source)):
         return F.interpolate(maps, target, mode="area")
-    size = len(maps) * maps.shape[1] * n_positions(target)
-    if maps.is_cuda and len(target) == 2 and maps.shape[1] < _FEW and size < 2**31:
-        return _few_channels(maps, target)
+    if maps.is_cuda and len(target) == 2 and not _is_fast(maps, target):
+        return _as_one_image(maps, target)
     return F.interpolate(maps, target, mode=_LINEAR[len(target)], align_corners=False)
 
 
-def _few_channels(maps: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """Bilinear interpolation for CUDA, where PyTorch has a thread for each number, and not only
-    for each position, with channels last and at least four of them: examples as channels."""
+def _is_fast(maps: Tensor, positions: tuple[int, ...]) -> bool:
+    """Whether PyTorch interpolates with a thread for each number, or cannot be helped.
+
+    On CUDA it has one for each position only, unless channels are last, and four at least.
+    """
+    if maps.shape[0] * maps.shape[1] * n_positions(positions) >= 2**31:
+        return True
+    return maps.shape[1] >= _FEW and maps.is_contiguous(memory_format=torch.channels_last)
+
+
+def _as_one_image(maps: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """Bilinear interpolation of all channels of all examples as the channels of one image."""
     n, channels = maps.shape[:2]
     image = maps.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
     larger = F.interpolate(image, positions, mode="bilinear", align_corners=False)

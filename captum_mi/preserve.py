@@ -53,7 +53,8 @@ def _put_back(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer.clone())
         for module, _ in training
         if not type(module).__module__.startswith("torch.nn.")
-        for name, buffer in module.named_buffers(recurse=False)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
     ]
     try:
         if any(flag for _, flag in training):  # slow to set: a call of one image would notice
