@@ -314,6 +314,8 @@ def about(fits: list[InfoBottleneckAttribution], options: argparse.Namespace) ->
 def conditions(origins: dict[str, list[str]], options: argparse.Namespace) -> str:
     """Under what conditions the numbers were measured."""
     shared = {"model": options.model, "seed": options.seed, "skipped": options.skip}
+    if options.tiles_per_step > 1:
+        shared["tiles per step of curves"] = options.tiles_per_step
     if options.amp:
         shared["bfloat16"] = "while fitting and for perturbed images"
     first = ", ".join(f"{name} {value}" for name, value in shared.items())
