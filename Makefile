@@ -8,7 +8,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/digit_scenes_demo.py --out demo_output
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -58,6 +58,8 @@ def parse() -> argparse.Namespace:
     for name in ("mean", "std"):
         parser.add_argument(f"--{name}", nargs=3, type=float, default=getattr(PLAIN, name),
                             help="of pixels, if the weights have no preset: 0 is removed input")
+    parser.add_argument("--size", type=int, default=PLAIN.size,
+                        help="side of images, if the weights have no preset")
     parser.add_argument("--layers", nargs="+", help="where noise is injected; default: ours")
     parser.add_argument("--methods", nargs="+", help="names of methods, by their beginnings")
     parser.add_argument("--metrics", nargs="+", choices=METRICS, help="default: all possible")
@@ -91,7 +93,7 @@ def main() -> None:
     options = parse()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plain = replace(PLAIN, mean=tuple(options.mean), std=tuple(options.std))
+    plain = replace(PLAIN, size=options.size, mean=tuple(options.mean), std=tuple(options.std))
     model, view = load_model(options.model, options.weights, plain)
     model = model.to(device, memory_format=torch.channels_last)
     train = load(options.data, "train", options.train, options.seed, view).to(device)

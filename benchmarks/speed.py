@@ -187,7 +187,7 @@ def fitting(options: argparse.Namespace, origin: str) -> None:
 def fit_step_seconds(
     model: nn.Module, images: Tensor, cache_bytes: int, amp: bool, few: int = 4
 ) -> float:
-    """Difference of a long and a short fit, per step; on CUDA steps are short, and need be many."""
+    """Difference of a long and a short fit, per step; short steps, as on CUDA, need be many."""
     many = few + (6 if _DEVICE.type == "cpu" else 60)
     spans = []
     for steps in (few, few, many):  # the first warms up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import DigitResNet, make_scenes
+
+# Tests are small: processes side by side use the cores better than threads do.
+torch.set_num_threads(
+    max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
 
 
 class SmallNet(nn.Module):

@@ -149,7 +149,7 @@ def test_few_shot_benchmark(novel_classes):
 def test_representation_analysis(tmp_path):
     printed = run(
         "examples/representation_analysis.py", "--train", 64, "--test", 16, "--epochs", 1,
-        "--steps", 1, "--out", tmp_path,
+        "--steps", 1, "--batch", 16, "--out", tmp_path,
     )
     assert "| quadrant | layer3 |" in printed
     for name in ("information", "plane", "maps_digit", "maps_quadrant"):
@@ -187,7 +187,7 @@ def test_sanity_benchmark(tmp_path):
 
 def test_speed_benchmark(tmp_path):
     run("benchmarks/speed.py", "--models", "shufflenet_v2_x0_5", "--batches", 1, "--sizes",
-        64, "--classes", 5, "--repeats", 1, "--peers", "--growth", "--calls", 5,
+        32, "--classes", 5, "--repeats", 1, "--peers", "--growth", "--calls", 5,
         "--out", tmp_path / "speed")
     assert len((tmp_path / "speed_attribution.csv").read_text().splitlines()) == 1 + 10
     assert len((tmp_path / "speed_growth.csv").read_text().splitlines()) == 1 + 1 + 3 + 3 + 4
@@ -289,7 +289,8 @@ def test_compare_methods(photographs):
     command = (
         "benchmarks/compare_methods.py", "--data", photographs / "photographs.npz",
         "--weights", photographs / "weights.pt", "--n", 2, "--mosaics", 1, "--train", 16,
-        "--steps", 2, "--batch", 8, "--confidence", 0, "--tiles-per-step", 48, "--refits", 2,
+        "--steps", 2, "--batch", 8, "--confidence", 0, "--tiles-per-step", 12, "--refits", 2,
+        "--size", 48,
         "--methods", "captum_mi", "Input x", "Grad-CAM", "LRP", "IBA per sample, layer2",
         "FastSHAP", "random", "--fastshap-steps", 2,
         "--fits", photographs / "fits", "--out", photographs / "result",
