@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from captum_mi.bounds import donsker_varadhan, info_nce
 from captum_mi.critics import ConcatenatedCritic, SeparableCritic
-from captum_mi.grid import finest, locals_of, resize
+from captum_mi.grid import _as_one_image, finest, locals_of, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
 from captum_mi.moments import Moments, StreamingMoments
 from captum_mi.outputs import BernoulliOutput, CategoricalOutput, GaussianOutput, make_output
@@ -84,6 +84,12 @@ def test_resize_keeps_the_total_of_a_density_at_whole_factors():
         torch.testing.assert_close(
             resize(maps, size).sum((2, 3)) / area, maps.sum((2, 3)), rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_channels_of_all_examples_may_be_those_of_one_image(channels):
+    maps = torch.randn(3, channels, 2, 5)
+    torch.testing.assert_close(_as_one_image(maps, (6, 7)), resize(maps, (6, 7)))
 
 
 def test_resize_between_grids_with_and_without_positions():
