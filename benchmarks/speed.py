@@ -64,7 +64,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = options.tf32
-    origin = provenance(repeats=options.repeats, tf32="convolutions" if options.tf32 else "off")
+    origin = provenance(
+        repeats=options.repeats, memory_format="channels_last", attribution="in float32",
+        tf32="convolutions" if options.tf32 else "off",
+    )
     if not options.no_attribution:
         attribution(options, origin)
     if not options.no_fit:
@@ -208,7 +211,8 @@ def whole_fits(options: argparse.Namespace, origin: str) -> None:
             history = InfoBottleneckAttribution(model).fit(data, options.fit_steps)
             rows.append([name, str(size), f"{history.seconds:.1f}", f"{now() - start:.1f}"])
             print(*rows[-1], sep="  ", flush=True)
-    note = (f"{options.fit_steps} steps of 64 of 6,400 images that are on the device; in all, "
+    note = (f"{options.fit_steps} steps of 64 of 6,400 images that are on the device, in the "
+            "fit's default precision (bfloat16 on CUDA devices that have it); in all, "
             f"with survey and bank.\n\n{origin}")
     stem = options.out.with_name(options.out.name + "_whole_fit")
     print(write_table(stem, "Time of a fit", ["model", "pixels", "steps, s", "in all, s"], rows,

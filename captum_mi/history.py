@@ -27,7 +27,7 @@ class History:
             in batches without any.
         marginal: negative log likelihood of the marginal r(y) on the same examples.
         kappa: the distortion that beta2 holds, or ``None`` for a beta2 set by hand.
-        seconds: wall time of the fit.
+        seconds: wall time of the steps, without the walks before and after them.
     """
 
     distortion: list[float] = field(default_factory=list)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import DigitResNet, make_scenes
 
-# Tests are small: processes side by side use the cores better than threads do.
-torch.set_num_threads(
-    max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # which share the cores
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))
 
 
 class SmallNet(nn.Module):
