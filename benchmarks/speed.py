@@ -187,11 +187,9 @@ def fitting(options: argparse.Namespace, origin: str) -> None:
     print(write_table(stem, "Cost of fitting", header, rows, note))
 
 
-def fit_step_seconds(
-    model: nn.Module, images: Tensor, cache_bytes: int, amp: bool, few: int = 4
-) -> float:
+def fit_step_seconds(model: nn.Module, images: Tensor, cache_bytes: int, amp: bool) -> float:
     """Difference of a long and a short fit, per step; short steps, as on CUDA, need be many."""
-    many = few + (6 if _DEVICE.type == "cpu" else 60)
+    few, many = 4, 10 if _DEVICE.type == "cpu" else 64
     spans = []
     for steps in (few, few, many):  # the first warms up
         attr = InfoBottleneckAttribution(model)
