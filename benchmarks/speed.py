@@ -4,9 +4,9 @@
         --out benchmarks/results/speed
 
 Networks have random weights: time does not depend on them. Every call is timed after a warm-up, on
-CUDA synchronised; medians and quartiles of ``--repeats`` calls, in float32, without TF32 unless
-``--tf32`` is given. Writes ``OUT_attribution``, ``OUT_fit``, ``OUT_whole_fit``, ``OUT_growth`` and
-``OUT_memory``, ``.csv`` and ``.md``.
+CUDA synchronised, each time next to a forward pass; medians and quartiles of ``--repeats``, in
+float32, without TF32 unless ``--tf32`` is given. Writes ``OUT_attribution``, ``OUT_fit``,
+``OUT_whole_fit``, ``OUT_growth`` and ``OUT_memory``, ``.csv`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def attribution(options: argparse.Namespace, origin: str) -> None:
                     print(*rows[-1], sep="  ", flush=True)
     header = ["model", "pixels", "classes", "batch", "call", "median, forward passes",
               "quartiles", "ms/image", "peak MiB"]
-    note = f"Ratios to a plain forward pass of the same batch.\n\n{origin}"
+    note = ("Ratios to a plain forward pass of the same batch, right before each call.\n\n"
+            f"{origin}")
     stem = options.out.with_name(options.out.name + "_attribution")
     print(write_table(stem, "Cost of attribution", header, rows, note))
 
@@ -121,17 +122,14 @@ def timed_rows(
         calls["captum_mi, a class, deepest stage not read"] = lambda: shallow.attribute(
             images, target)
         calls |= peers(model, images, target, read[-1])
-    spans, peaks = {}, {}
+    rows = []
     for name, call in tqdm(calls.items(), desc=" ".join(map(str, case))):
         with torch.set_grad_enabled(not name.startswith(("forward", "captum_mi"))):
-            spans[name], peaks[name] = seconds(call, options.repeats)
-    base = median(spans["forward"])
-    rows = []
-    for name, times in spans.items():
-        quarter = len(times) // 4
-        low, high = times[quarter] / base, times[-1 - quarter] / base
-        rows.append([*map(str, case), name, f"{median(times) / base:.2f}",
-                     f"{low:.2f} - {high:.2f}", f"{1000 * median(times) / n:.2f}", peaks[name]])
+            ratios, times, peak = beside_forward(model, images, call, options.repeats)
+        quarter = len(ratios) // 4
+        rows.append([*map(str, case), name, f"{median(ratios):.2f}",
+                     f"{ratios[quarter]:.2f} - {ratios[-1 - quarter]:.2f}",
+                     f"{1000 * median(times) / n:.2f}", peak])
     return rows
 
 
@@ -163,40 +161,54 @@ def fitting(options: argparse.Namespace, origin: str) -> None:
         for size in options.sizes:
             model, images = network(name, 50, size), pictures(64, size)
             for precision, amp in precisions.items():
-                step = fit_step_seconds(model, images, 0, amp)
+                arithmetic, step = fit_step(model, images, 0, amp, options.repeats)
                 remembered = ["", ""]
-                with torch.autocast(_DEVICE.type, torch.bfloat16, enabled=amp):
-                    parts = [
-                        median(seconds(lambda f=f, m=model, x=images: f(m, x), options.repeats)[0])
-                        for f in (no_grad, forward_backward)
-                    ]
-                arithmetic = sum(parts)
                 if _DEVICE.type == "cpu":  # on CUDA nothing is remembered
-                    spent = fit_step_seconds(model, images, 2**31, amp)
-                    remembered = [f"{1000 * spent:.1f}", f"{spent / arithmetic:.2f}"]
+                    beside, spent = fit_step(model, images, 2**31, amp, options.repeats)
+                    remembered = [f"{1000 * spent:.1f}", f"{spent / beside:.2f}"]
                 rows.append([name, str(size), precision, f"{1000 * arithmetic:.1f}",
                              f"{1000 * step:.1f}", f"{step / arithmetic:.2f}", *remembered])
                 print(*rows[-1], sep="  ", flush=True)
     header = ["model", "pixels", "precision", "2 forward + 1 backward, ms", "ms/step of 64",
               "ratio", "first passes remembered, ms/step", "their ratio"]
     note = ("A step of the fit at the default layers, 64 images, without its three walks over the "
-            "data; then with the first passes of the first walk remembered, as where "
-            "``cache_bytes`` suffices for them. On CUDA steps are recorded as graphs, and nothing "
-            f"need be remembered.\n\n{origin}")
+            "data, and two forward passes and one backward pass, before and after; then with the "
+            "first passes of the first walk remembered, as where ``cache_bytes`` suffices for "
+            "them. On CUDA steps are recorded as graphs, and nothing need be remembered.\n\n"
+            f"{origin}")
     stem = options.out.with_name(options.out.name + "_fit")
     print(write_table(stem, "Cost of fitting", header, rows, note))
 
 
-def fit_step_seconds(model: nn.Module, images: Tensor, cache_bytes: int, amp: bool) -> float:
-    """Difference of a long and a short fit, per step; short steps, as on CUDA, need be many."""
+def fit_step(
+    model: nn.Module, images: Tensor, cache_bytes: int, amp: bool, repeats: int
+) -> tuple[float, float]:
+    """Seconds of two forward passes and one backward pass, before and after, and of a step.
+
+    A step is the difference of a long and a short fit; short steps, as on CUDA, need be many.
+    """
     few, many = 4, 10 if _DEVICE.type == "cpu" else 64
     spans = []
+    arithmetic = [arithmetic_seconds(model, images, amp, repeats)]
     for steps in (few, few, many):  # the first warms up
         attr = InfoBottleneckAttribution(model)
         history = attr.fit([images], steps, progress=False, bank_size=256, amp=amp,
                            cache_bytes=cache_bytes)
         spans.append(history.seconds)
-    return (spans[2] - spans[1]) / (many - few)
+    arithmetic.append(arithmetic_seconds(model, images, amp, repeats))
+    return sum(arithmetic) / 2, (spans[2] - spans[1]) / (many - few)
+
+
+def arithmetic_seconds(model: nn.Module, images: Tensor, amp: bool, repeats: int) -> float:
+    """What a step of the fit has to compute, in the precision of the fit."""
+
+    def arithmetic() -> None:
+        no_grad(model, images)
+        forward_backward(model, images)
+
+    with torch.autocast(_DEVICE.type, torch.bfloat16, enabled=amp):
+        warm_up(arithmetic)
+        return median([seconds(arithmetic) for _ in range(repeats)])
 
 
 def whole_fits(options: argparse.Namespace, origin: str) -> None:
@@ -243,15 +255,14 @@ def growth(options: argparse.Namespace, origin: str) -> None:
         model, images = network(name, classes, pixels), pictures(n, pixels)
         attr = fitted(model, pixels, layers)
         with torch.no_grad():
-            spans = [seconds(call, options.repeats)[0] for call in (
-                lambda m=model, x=images: m(x),
-                lambda a=attr, x=images: a.attribute(x, 0),
-                lambda a=attr, x=images: a.evidence(x))]
-        base, one, every = map(median, spans)
-        rows.append([what, str(value), f"{1000 * base:.1f}", f"{1000 * one:.1f}",
-                     f"{one / base:.2f}", f"{every / base:.2f}"])
+            (one, times, _), (every, *_) = (
+                beside_forward(model, images, call, options.repeats) for call in (
+                    lambda a=attr, x=images: a.attribute(x, 0),
+                    lambda a=attr, x=images: a.evidence(x)))
+        rows.append([what, str(value), f"{1000 * median(times):.1f}", f"{median(one):.2f}",
+                     f"{median(every):.2f}"])
         print(*rows[-1], sep="  ", flush=True)
-    header = ["what grows", "to", "forward, ms", "a class, ms", "a class, forward passes",
+    header = ["what grows", "to", "a class, ms", "a class, forward passes",
               "all classes, forward passes"]
     note = (f"{name}, otherwise {batch} images of {size} pixels, 50 classes and the default "
             f"layers; layers from the deepest.\n\n{origin}")
@@ -309,25 +320,40 @@ def fitted(
     return attr
 
 
-def seconds(call: Call, repeats: int) -> tuple[list[float], str]:
-    """Sorted times after a warm-up, and the peak of memory on CUDA."""
-    for _ in range(_WARM_UP):
-        call()
+def beside_forward(
+    model: nn.Module, images: Tensor, call: Call, repeats: int
+) -> tuple[list[float], list[float], str]:
+    """Sorted ratios to a plain forward pass right before each call, times, and peak on CUDA.
+
+    A machine may be faster in one minute than in the next.
+    """
+    def forward() -> None:
+        no_grad(model, images)
+
     if _DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(repeats):
-        start = now()
-        call()
-        times.append(now() - start)
+    warm_up(call)
     peak = ""
     if _DEVICE.type == "cuda":
         peak = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
-    return sorted(times), peak
+    warm_up(forward)
+    pairs = [(seconds(forward), seconds(call)) for _ in range(repeats)]
+    return sorted(after / before for before, after in pairs), [after for _, after in pairs], peak
 
 
-def median(times: list[float]) -> float:
-    return times[len(times) // 2]
+def warm_up(call: Call) -> None:
+    for _ in range(_WARM_UP):
+        call()
+
+
+def seconds(call: Call) -> float:
+    start = now()
+    call()
+    return now() - start
+
+
+def median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 if __name__ == "__main__":
