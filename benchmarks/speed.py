@@ -16,6 +16,7 @@ import gc
 import resource
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,8 +108,8 @@ def timed_rows(
     """One row for each call, forward first."""
     n = len(images)
     target = torch.zeros(n, dtype=torch.long, device=_DEVICE)
-    calls = {
-        "forward": lambda: model(images),
+    calls: dict[str, Call] = {
+        "forward": partial(no_grad, model, images),
         "captum_mi, a class": lambda: attr.attribute(images, target),
         "captum_mi, no target": lambda: attr.attribute(images),
         "captum_mi, all classes": lambda: attr.evidence(images),
@@ -125,7 +126,8 @@ def timed_rows(
     rows = []
     for name, call in tqdm(calls.items(), desc=" ".join(map(str, case))):
         with torch.set_grad_enabled(not name.startswith(("forward", "captum_mi"))):
-            ratios, times, peak = beside_forward(model, images, call, options.repeats)
+            ratios, times = beside(calls["forward"], call, options.repeats)
+            peak = peak_memory(call)
         quarter = len(ratios) // 4
         rows.append([*map(str, case), name, f"{median(ratios):.2f}",
                      f"{ratios[quarter]:.2f} - {ratios[-1 - quarter]:.2f}",
@@ -172,7 +174,7 @@ def fitting(options: argparse.Namespace, origin: str) -> None:
     header = ["model", "pixels", "precision", "2 forward + 1 backward, ms", "ms/step of 64",
               "ratio", "first passes remembered, ms/step", "their ratio"]
     note = ("A step of the fit at the default layers, 64 images, without its three walks over the "
-            "data, and two forward passes and one backward pass, before and after; then with the "
+            "data, next to two forward passes and one backward pass; then with the "
             "first passes of the first walk remembered, as where ``cache_bytes`` suffices for "
             "them. On CUDA steps are recorded as graphs, and nothing need be remembered.\n\n"
             f"{origin}")
@@ -255,10 +257,9 @@ def growth(options: argparse.Namespace, origin: str) -> None:
         model, images = network(name, classes, pixels), pictures(n, pixels)
         attr = fitted(model, pixels, layers)
         with torch.no_grad():
-            (one, times, _), (every, *_) = (
-                beside_forward(model, images, call, options.repeats) for call in (
-                    lambda a=attr, x=images: a.attribute(x, 0),
-                    lambda a=attr, x=images: a.evidence(x)))
+            forward = partial(no_grad, model, images)
+            one, times = beside(forward, partial(attr.attribute, images, 0), options.repeats)
+            every, _ = beside(forward, partial(attr.evidence, images), options.repeats)
         rows.append([what, str(value), f"{1000 * median(times):.1f}", f"{median(one):.2f}",
                      f"{median(every):.2f}"])
         print(*rows[-1], sep="  ", flush=True)
@@ -320,25 +321,24 @@ def fitted(
     return attr
 
 
-def beside_forward(
-    model: nn.Module, images: Tensor, call: Call, repeats: int
-) -> tuple[list[float], list[float], str]:
-    """Sorted ratios to a plain forward pass right before each call, times, and peak on CUDA.
+def beside(base: Call, call: Call, repeats: int) -> tuple[list[float], list[float]]:
+    """Sorted ratios of a call's times to those of what is called right before it, and its times.
 
     A machine may be faster in one minute than in the next.
     """
-    def forward() -> None:
-        no_grad(model, images)
-
-    if _DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    warm_up(base)
     warm_up(call)
-    peak = ""
-    if _DEVICE.type == "cuda":
-        peak = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
-    warm_up(forward)
-    pairs = [(seconds(forward), seconds(call)) for _ in range(repeats)]
-    return sorted(after / before for before, after in pairs), [after for _, after in pairs], peak
+    pairs = [(seconds(base), seconds(call)) for _ in range(repeats)]
+    return sorted(after / before for before, after in pairs), [after for _, after in pairs]
+
+
+def peak_memory(call: Call) -> str:
+    """MiB of CUDA memory, at most, while a call runs that has run before."""
+    if _DEVICE.type == "cpu":
+        return ""
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
 
 
 def warm_up(call: Call) -> None:
