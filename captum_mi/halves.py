@@ -21,6 +21,8 @@ from torch import Tensor
 
 __all__ = ["half_contrasts", "pattern", "sequencies", "walsh"]
 
+_MOST_GAINED = 300.0  # nats by which a half may be above the whole: more of them overflow
+
 
 def walsh(sequency: int, size: int) -> Tensor:
     """Walsh function with so many changes of sign, at the middles of ``size`` cells: 1 or -1.
@@ -87,10 +89,11 @@ def half_contrasts(
     contrasts = [x.new_zeros(len(x), 0, *positions, dtype=torch.float64)]
     for orders in sequencies(n, [min(pair) for pair in zip(sizes, positions)]):
         first = (pattern(orders, sizes) > 0).to(x.device).reshape(*sizes, *after)
-        kept = [
-            (log_probability(torch.where(half, x, baseline.to(x))) - whole).double().exp()
+        kept = torch.stack([
+            (log_probability(torch.where(half, x, baseline.to(x))) - whole).double()
             for half in (first, ~first)
-        ]
+        ])
+        kept = (kept - (kept.amax(0) - _MOST_GAINED).clamp_min(0)).exp()
         contrast = (kept[0] - kept[1]).view(-1, *(1,) * (1 + len(positions)))
         contrasts.append(contrast * pattern(orders, positions).to(x.device))
     return torch.cat(contrasts, 1)

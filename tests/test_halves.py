@@ -53,6 +53,20 @@ def test_halves_find_a_class_that_is_shown_twice():
     assert {*mean.flatten().topk(2).indices.tolist()} == {0, 5}
 
 
+def test_a_class_that_only_a_half_shows_overflows_nothing():
+    x = torch.zeros(2, 1, 4, 4)
+    x[:, :, :, 2:] = 1
+
+    def log_p(inputs):  # e^2000 times as likely without the right half
+        return -2000 * inputs[..., 2:].mean((1, 2, 3))
+
+    found = half_contrasts(log_p, log_p(x), x, torch.zeros(()), 3, 2, (4, 4))
+    assert found.isfinite().all()
+    mean = found.mean(1)
+    assert (mean[..., :2] > 0).all()
+    assert (mean[..., 2:] < 0).all()
+
+
 def test_baselines_of_words_and_of_rows_take_the_place_of_a_half():
     words = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     baselines = torch.tensor([[0], [9]])
