@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi.batches import copied
+from captum_mi.grid import n_positions
 from captum_mi.hooks import observe
 from captum_mi.sites import ChannelAxis, downsampled, find_sites
 
 __all__ = ["stage_layers"]
 
 _MAX_STAGES = 4
+_ADAPTIVE = (
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)
 
 
 def stage_layers(
@@ -29,7 +34,7 @@ def stage_layers(
     than one position; a network of one grid, such as a vision transformer, counts as four stages
     of equally many blocks. Layers that run more than once are passed over, and so are features
     that have not a row for each example, or another grid than the inputs' at a stride for each
-    axis.
+    axis, and adaptive pooling that repeats positions of a grid smaller than its own.
 
     Args:
         model: the model, in eval mode.
@@ -45,8 +50,13 @@ def stage_layers(
     def note(name: str, output: Any) -> None:
         runs[name] = runs.get(name, 0) + 1
         grid = _grid(name, output, shapes, channel_axis)
-        if len(grid) == position_axes and max(grid, default=1) > 1:
-            grids[name] = grid
+        if len(grid) != position_axes or max(grid, default=1) == 1:
+            return
+        if isinstance(model.get_submodule(name), _ADAPTIVE):
+            before = next(reversed(grids.values()), grid)
+            if n_positions(grid) > n_positions(before):
+                return
+        grids[name] = grid
 
     names = [
         name for name, module in model.named_modules()

@@ -191,6 +191,8 @@ def test_channels_come_first_where_both_would_do(shape, stride, padding):
     ("convnext_tiny", (64, 64), ["features.1", "features.3", "features.5", "features"]),
     ("swin_t", (64, 64), ["features.1", "features.3", "features.5", "permute"]),
     ("swin_v2_t", (64, 64), ["features.1", "features.3", "features.5", "permute"]),
+    ("vgg11", (64, 64), ["features.9", "features.14", "features.19", "features"]),
+    ("vgg11", (224, 224), ["features.9", "features.14", "features.19", "avgpool"]),
     ("mc3_18", (4, 32, 32), ["layer1", "layer2", "layer3", "layer4"]),
 ])
 def test_stages_of_torchvision_networks(name, size, expected):
