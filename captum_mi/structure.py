@@ -163,7 +163,7 @@ def default_layers(
     Raises:
         ValueError: if no layer has the position axes of the inputs.
     """
-    axes = max(x.dim() for x in batch.inputs) - 2
+    axes = max(_position_axes(x) for x in batch.inputs)
     args = batch.additional_forward_args
     stages = stage_layers(model, batch.inputs, args, axes, channel_axis) if axes > 0 else []
     if not stages:
@@ -174,6 +174,11 @@ def default_layers(
             "read, as in layer=['layer2', 'layer3']"
         )
     return stages[-3:-1] or stages
+
+
+def _position_axes(x: Tensor) -> int:
+    """Of an input: those after examples and channels; indices ``(N, T)`` have no channels."""
+    return 1 if x.dim() == 2 and not x.is_floating_point() else x.dim() - 2
 
 
 @torch.no_grad()

@@ -131,6 +131,17 @@ def test_words_that_trade_places_take_their_maps_along(length, quick_fit):
                                maps[:, order], rtol=0, atol=1e-5 * float(maps.abs().max()))
 
 
+def test_layers_of_a_reader_of_words_are_found(quick_fit):
+    words = torch.randint(20, (16, 9), generator=torch.manual_seed(0))
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(block, 4, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Embedding(20, 8), encoder, nn.Flatten(), nn.Linear(72, 3)).eval()
+    attr = quick_fit(InfoBottleneckAttribution(model), [words])
+    assert attr.layers == ["1.layers.1", "1.layers.2"]
+    assert [site.layer for site in attr.networks.head_sites] == ["1.layers.3"]
+    assert attr.attribute(words, 1).shape == words.shape
+
+
 @pytest.mark.parametrize(("features", "axis"), [(6, None), (40, "last")])
 def test_inputs_with_their_features_last(features, axis, quick_fit):
     model = nn.Sequential(nn.Linear(features, 16), nn.ReLU(), nn.Linear(16, 3),
