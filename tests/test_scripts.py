@@ -18,6 +18,7 @@ import pytest
 import time_script
 import torch
 import torchvision
+from box_order import distance
 from safetensors import safe_open
 from torchvision.transforms.functional import resize, to_pil_image
 
@@ -282,6 +283,20 @@ def test_read_outs(photographs):
         "--mosaics", 0, "--tiles-per-step", 72, "--amp", "--out", photographs / "read_outs",
     )
     assert "by posterior (default)" in printed
+
+
+def test_box_order(photographs):
+    printed = run(
+        "benchmarks/box_order.py", "--data", photographs / "photographs.npz", "--weights",
+        photographs / "weights.pt", "--n", 4, "--tiles-per-step", 72,
+        "--out", photographs / "box_order",
+    )
+    assert "4 correctly classified" in printed
+    boxes = torch.zeros(2, 5, 6, dtype=torch.bool)
+    boxes[0, 1, 2] = boxes[1, :, 3:] = True
+    found = distance(boxes)
+    assert found[0, 4, 6 - 1] == 18**0.5
+    assert found[1].tolist() == [[3, 2, 1, 0, 0, 0]] * 5
 
 
 def test_compare_methods(photographs):
