@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 __all__ = [
     "Batch", "Signature", "all_finite", "batches", "check_finite", "check_inputs", "check_types",
@@ -91,9 +92,14 @@ def batches(
     :class:`Batch`.
 
     Raises:
-        TypeError: for a one-shot iterator, or an item of another form.
+        TypeError: for a tensor, a dataset or a one-shot iterator, or an item of another form.
         ValueError: if the loader yields nothing.
     """
+    if isinstance(loader, (Tensor, Dataset)) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"expected a loader that yields batches; got a {type(loader).__name__}, which yields "
+            "single examples. Pass DataLoader(dataset, batch_size), or [images] for one batch"
+        )
     iterator = iter(loader)
     if iterator is loader:
         raise TypeError(
@@ -249,15 +255,15 @@ def all_finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
-def example_bits(x: Tensor) -> Tensor:
-    """An integer per example ``(N,)`` made of the input's own bits.
+def example_bits(*inputs: Tensor) -> Tensor:
+    """An integer per example ``(N,)`` made of the inputs' own bits.
 
     It is the same whatever batch the example comes in, so that a share of the data can be set
     aside from any loader, shuffled or not. Never negative, and evenly spread: a multiplicative
     hash (Knuth, 1973), each position with an odd factor of its own.
     """
-    rows = _bits(x)
-    odd = 2 * torch.arange(rows.shape[1], device=x.device) + 1
+    rows = torch.cat([_bits(x) for x in inputs], 1)
+    odd = 2 * torch.arange(rows.shape[1], device=rows.device) + 1
     return ((rows * odd).sum(1) * _GOLDEN >> 32) & 0x7FFFFFFF
 
 

@@ -100,7 +100,7 @@ def _bar(iterable: Any, settings: Settings, **options: Any) -> Any:
 
 
 def _held_out(batch: Batch) -> Tensor:
-    return example_bits(batch.inputs[0]) % _HELD_OUT_SHARE == 0
+    return example_bits(*batch.inputs) % _HELD_OUT_SHARE == 0
 
 
 def _warn_if_softmax(output: Output, raw: Tensor, advice: str) -> None:
@@ -330,6 +330,7 @@ class _Trainer:
             site: inject_noise(z[site], logits[site], noise[site]) for site in networks.sites
         }
         task = self._task_loss(batch, first, networks.injections(logits, noise))
+        self._check_gradient(task)
         held_out = _held_out(batch) & self.found.holds_out
         bound, likelihood, held, marginal = self._heads(z, noised, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
@@ -436,6 +437,15 @@ class _Trainer:
             ranks.average_([gradient for gradient in gradients if gradient is not None])
             result += gradients
         return result
+
+    def _check_gradient(self, task: Tensor) -> None:
+        if self.encoder and not task.requires_grad:
+            raise RuntimeError(
+                "the prediction cannot be differentiated by the features of the chosen layers, so "
+                "alpha cannot be inferred: choose layers that the prediction rests on, with "
+                "nothing between that detaches it (torch.no_grad, .detach(), NumPy, quantised "
+                "modules), or set alpha by hand"
+            )
 
     def _check(self, values: dict[str, float]) -> None:
         for name in ("distortion", "information", "capacity", "info_nce", "alpha"):

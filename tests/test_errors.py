@@ -95,6 +95,13 @@ def test_a_loader_that_can_be_walked_only_once(net, images, quick_fit):
         quick_fit(InfoBottleneckAttribution(net, "stage2"), (x for x in [images]))
 
 
+@pytest.mark.parametrize("kind", ["Tensor", "TensorDataset"])
+def test_examples_in_place_of_batches(net, images, quick_fit, kind):
+    examples = images if kind == "Tensor" else torch.utils.data.TensorDataset(images)
+    with pytest.raises(TypeError, match=f"got a {kind}, which yields single examples.*DataLoader"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), examples)
+
+
 @pytest.mark.parametrize("item", ["text", {"x": 1}, 3, ["a", "b", "c"]])
 def test_what_a_loader_must_not_yield(net, quick_fit, item):
     with pytest.raises(TypeError, match="prepare_batch="):

@@ -185,6 +185,15 @@ def test_one_example_in_eight_is_held_out_of_any_data(values):
     assert 0.08 < share < 0.18
 
 
+def test_no_value_of_one_input_is_held_out_by_itself():
+    """The first of two inputs has few values: the other one tells examples apart."""
+    flags = (torch.rand(4096, 1, generator=torch.Generator().manual_seed(0)) > 0.6).float()
+    held_out = example_bits(flags, torch.randn(4096, 12)) % 8 == 0
+    for value in (0, 1):
+        share = float(held_out[flags[:, 0] == value].float().mean())
+        assert 0.08 < share < 0.18
+
+
 def test_a_layer_of_noise_warns_in_bfloat16_too():
     """Held-out examples are there to tell that a head has only learnt its data by heart."""
 

@@ -181,6 +181,11 @@ class Detached(nn.Module):
         return self.net(x).detach() * self.scale
 
 
+def test_a_fit_to_a_prediction_that_cannot_be_differentiated_says_so(net, images, quick_fit):
+    with pytest.raises(RuntimeError, match="alpha cannot be inferred"):
+        quick_fit(InfoBottleneckAttribution(Detached(net, True), "net.stage1"), [images])
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_prediction_that_cannot_be_differentiated_says_so(net, images, quick_fit, trained):
     model = Detached(net, trained)
