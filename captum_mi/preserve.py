@@ -65,6 +65,9 @@ def _put_back(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, flag in training:
+            if module.training != flag and type(module).train is not nn.Module.train:
+                module.train(flag)  # may have more to put back, such as weights that eval() merged
+        for module, flag in training:
             if module.training != flag:
                 module.training = flag
         for parameter, flag in requires_grad:

@@ -119,6 +119,40 @@ def test_after_an_exception_in_fit(net, images, quick_fit, fail_at):
     assert_same(before, state_of(model))
 
 
+class Merging(nn.Linear):
+    """Merges a low-rank part into its weight in eval mode, as LoRA layers do (Hu et al., 2021)."""
+
+    def __init__(self, size):
+        super().__init__(size, size)
+        self.part = nn.Parameter(torch.randn(size, size))
+        self.merged = False
+
+    def train(self, mode=True):
+        if mode == self.merged:
+            self.weight.data += -self.part if mode else self.part
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.merged else y + x @ self.part.T
+
+
+def test_weights_that_eval_merges_are_taken_apart_again(net, images, quick_fit):
+    size = net.fc.out_features
+    model = nn.Sequential(net, Merging(size), nn.Sequential(Merging(size)))
+    model.train()
+    model[2][0].eval()
+    weights = [model[1].weight.clone(), model[2][0].weight.clone()]
+    attr = quick_fit(InfoBottleneckAttribution(model, "0.stage1"), [images])
+    attr.attribute(images, 1)
+    assert model.training
+    assert [model[1].merged, model[2][0].merged] == [False, True]
+    assert [model[1].training, model[2][0].training] == [True, False]
+    for module, weight in zip((model[1], model[2][0]), weights):
+        torch.testing.assert_close(module.weight, weight)
+
+
 @pytest.mark.parametrize(("options", "passes"), [
     ({"estimator": "infomax"}, 0), ({"refine_steps": 2}, 2),
 ])
