@@ -222,7 +222,8 @@ def probe(
                 f"layer {site.name!r} returned {rows} rows for {len(inputs[0])} examples; "
                 "expected one row for each example, the batch first"
             )
-    _warn_of_numbers(sites, first.layers, inputs, design.channel_axis)
+    if design.channel_axis is None:
+        _warn_of_guesses(model, sites, first.layers, inputs)
     axes = max(site.position_axes for site in sites)
     if head_layers is None or context_layers is None:
         stages = stage_layers(model, inputs, args, axes, design.channel_axis)
@@ -302,16 +303,21 @@ def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool,
     return True, same(1, first.before.resume(last[:1]))
 
 
-def _warn_of_numbers(
-    sites: Sequence[Site], layers: dict[str, LayerOutput], inputs: Sequence[Tensor],
-    channel_axis: ChannelAxis | None,
+def _warn_of_guesses(
+    model: nn.Module, sites: Sequence[Site], layers: dict[str, LayerOutput],
+    inputs: Sequence[Tensor],
 ) -> None:
-    """Numbers ``(N, L)`` may be a sequence or one channel's samples; words are a sequence."""
+    """Numbers ``(N, L)`` may be a sequence or one channel's samples; words are a sequence, but
+    features of a convolution may have as many channels as there are words."""
     numbers = [tuple(x.shape) for x in inputs if x.dim() == 2 and x.is_floating_point()]
+    words = [tuple(x.shape) for x in inputs if x.dim() == 2 and not x.is_floating_point()]
     for site in sites:
         n, channels, *positions = site.of(layers).shape
-        guessed = channel_axis is None and site.layout == "channels_last"
-        if guessed and (n, *positions) in numbers:
+        if site.layout != "channels_last":
+            continue
+        convolved = any(isinstance(module, nn.Conv1d)
+                        for module in model.get_submodule(site.layer).modules())
+        if (n, *positions) in numbers or (convolved and (n, *positions) in words):
             warnings.warn(
                 f"layer {site.name!r} returned features {(n, *positions, channels)} of inputs "
                 f"{(n, *positions)}: axis 1 is taken for positions and the last for channels. Say "

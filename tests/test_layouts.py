@@ -131,6 +131,23 @@ def test_words_that_trade_places_take_their_maps_along(length, quick_fit):
                                maps[:, order], rtol=0, atol=1e-5 * float(maps.abs().max()))
 
 
+def test_as_many_channels_as_words_are_said(quick_fit):
+    class Convolved(nn.Sequential):
+        def forward(self, words: Tensor) -> Tensor:
+            return self[2](self[1](self[0](words).transpose(1, 2)).mean(2))
+
+    def model() -> nn.Module:
+        conv = nn.Conv1d(8, 6, 3, padding=1)
+        return Convolved(nn.Embedding(20, 8), conv, nn.Linear(6, 3)).eval()
+
+    words = torch.randint(20, (16, 6), generator=torch.manual_seed(0))
+    with pytest.warns(UserWarning, match="the last for channels.*channel_axis='first' if not"):
+        InfoBottleneckAttribution(model(), "1").fit(
+            [words], steps=2, bank_size=64, progress=False)
+    attr = quick_fit(InfoBottleneckAttribution(model(), "1", channel_axis="first"), [words])
+    assert attr.networks.sites[0].layout == "channels_first"
+
+
 def test_layers_of_a_reader_of_words_are_found(quick_fit):
     words = torch.randint(20, (16, 9), generator=torch.manual_seed(0))
     block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
