@@ -119,7 +119,7 @@ class BottleneckAttribution(InternalAttribution):
                 its dotted name, or a list of them. Features may be ``(N, C)``, ``(N, C, L)``,
                 ``(N, C, H, W)`` or ``(N, C, D, H, W)``. Default: the last blocks of the two
                 stages before the deepest (in a ResNet ``layer2`` and ``layer3``), which ``fit``
-                finds and ``layers`` then names.
+                finds, of those that depend on ``map_input``, and ``layers`` then names.
             global_layer: the layer whose output is y. Default: the model's output.
             context_layers: the layers that the inference network reads. Default: the last
                 block of every stage (the four deepest), and the chosen layers.
@@ -345,10 +345,11 @@ class BottleneckAttribution(InternalAttribution):
         Raises:
             ValueError: for an empty loader, NaN or Inf in inputs or features, a layer without
                 positions (input-shaped class), or options out of range.
-            TypeError: for a loader that cannot be walked twice, or inputs of another dtype
-                than the model's.
+            TypeError: for a loader that cannot be walked twice or yields examples one by one, or
+                inputs of another dtype than the model's.
             FloatingPointError: if the fit diverges.
-            RuntimeError: if a layer never runs, or runs twice.
+            RuntimeError: if a layer never runs, or runs twice, or if alpha is to be inferred and
+                the prediction has no gradient to the layers.
 
         Warns:
             UserWarning: if kappa is not reached, or a head is no better than the marginal.
@@ -385,7 +386,8 @@ class BottleneckAttribution(InternalAttribution):
             stack.enter_context(full_precision(model))
             first = next(walk())
             if not self.layers:
-                self._name_layers(default_layers(model, first, self.design.channel_axis))
+                self._name_layers(default_layers(
+                    model, first, self.design.channel_axis, self.design.map_input))
             structure = self._probe(model, first)
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)

@@ -13,7 +13,8 @@ from captum_mi.grid import finest, n_positions, resize
 from captum_mi.sites import ChannelAxis, channels_are_last
 
 __all__ = [
-    "Unit", "combine", "find_map_input", "first_spatial_axis", "per_unit", "to_input", "zeros_for",
+    "Unit", "check_map_input", "combine", "find_map_input", "first_spatial_axis", "per_unit",
+    "to_input", "zeros_for",
 ]
 
 Unit = Literal["nats", "bits"]
@@ -86,6 +87,16 @@ def _channels_and_grid(like: Tensor, axes: int) -> tuple[int, tuple[int, ...]]:
     return 1, tuple(like.shape[1:])
 
 
+def check_map_input(map_input: int, n_inputs: int) -> None:
+    """Whether there is such an input.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not 0 <= map_input < n_inputs:
+        raise ValueError(f"map_input={map_input} is out of range for {n_inputs} inputs")
+
+
 def find_map_input(inputs: tuple[Tensor, ...], axes: int, map_input: int | None) -> int:
     """Index of the input that the map belongs to.
 
@@ -96,8 +107,7 @@ def find_map_input(inputs: tuple[Tensor, ...], axes: int, map_input: int | None)
         ValueError: if none matches, or several do and ``map_input`` does not say which.
     """
     if map_input is not None:
-        if not 0 <= map_input < len(inputs):
-            raise ValueError(f"map_input={map_input} is out of range for {len(inputs)} inputs")
+        check_map_input(map_input, len(inputs))
         if inputs[map_input].dim() not in (axes + 1, axes + 2):
             raise ValueError(
                 f"map_input={map_input} has shape {tuple(inputs[map_input].shape)}, which does "

@@ -27,6 +27,7 @@ def stage_layers(
     args: tuple[Any, ...],
     position_axes: int,
     channel_axis: ChannelAxis | None = None,
+    map_input: int | None = None,
 ) -> list[str]:
     """The last block of every stage: of each grid of positions, the outermost last layer.
 
@@ -42,6 +43,7 @@ def stage_layers(
         args: additional forward arguments.
         position_axes: number of position axes of the chosen layers.
         channel_axis: see :func:`captum_mi.sites.find_sites`.
+        map_input: index of the input that the layers must depend on; ``None`` for any.
     """
     shapes = [tuple(x.shape) for x in inputs]
     runs: dict[str, int] = {}
@@ -73,6 +75,8 @@ def stage_layers(
         if runs[name] == 1 and (not sizes or any(
             downsampled(grid, size, common) for size in sizes for common in (True, False)))
     ]
+    if map_input is not None and len(inputs) > 1:
+        usable = _depending(model, usable, inputs, args, map_input)
     last: dict[tuple[int, ...], str] = {}
     for name in usable:
         grid = grids[name]
@@ -82,6 +86,25 @@ def stage_layers(
     if len(last) == 1:
         return _evenly(model, usable) or list(last.values())
     return list(last.values())[-_MAX_STAGES:]
+
+
+@torch.no_grad()
+def _depending(
+    model: nn.Module, names: list[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...], i: int
+) -> list[str]:
+    """Which layers return something else when one input is turned round."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def note(name: str, output: Any) -> None:
+        rows = (output[0] if isinstance(output, tuple) else output).flatten(1).double()
+        places = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
+        seen[name].append(rows @ places.cos())
+
+    turned = inputs[i].flip(tuple(range(1, inputs[i].dim())))
+    for given in (inputs, (*inputs[:i], turned, *inputs[i + 1 :])):
+        with observe(model, names, note):
+            model(*copied(given), *copied(args))
+    return [name for name, (before, after) in seen.items() if not torch.equal(before, after)]
 
 
 def _grid(

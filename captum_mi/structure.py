@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
 from captum_mi.grid import finest
-from captum_mi.heatmap import first_spatial_axis
+from captum_mi.heatmap import check_map_input, first_spatial_axis
 from captum_mi.hooks import LayerOutput, OnRepeat
 from captum_mi.outputs import OutputKind, PredictionKind, resolve_kind
 from captum_mi.passes import Passes
@@ -153,19 +153,26 @@ class Structure:
 
 
 def default_layers(
-    model: nn.Module, batch: Batch, channel_axis: ChannelAxis | None = None
+    model: nn.Module, batch: Batch, channel_axis: ChannelAxis | None = None,
+    map_input: int | None = None,
 ) -> list[str]:
     """The last blocks of the two stages before the deepest, which a head alone reads.
 
     Earlier stages tell little about the class, the deepest one little about where: on
-    photographs the two between them localised best. Fewer stages give fewer layers.
+    photographs the two between them localised best. Fewer stages give fewer layers. With an input
+    that the map belongs to, only stages that depend on it count.
 
     Raises:
-        ValueError: if no layer has the position axes of the inputs.
+        ValueError: if no layer has the position axes of the inputs, or there is no such input.
     """
-    axes = max(_position_axes(x) for x in batch.inputs)
+    mapped = batch.inputs
+    if map_input is not None:
+        check_map_input(map_input, len(mapped))
+        mapped = (mapped[map_input],)
+    axes = max(_position_axes(x) for x in mapped)
     args = batch.additional_forward_args
-    stages = stage_layers(model, batch.inputs, args, axes, channel_axis) if axes > 0 else []
+    stages = (stage_layers(model, batch.inputs, args, axes, channel_axis, map_input)
+              if axes > 0 else [])
     if not stages:
         shapes = [tuple(x.shape) for x in batch.inputs]
         raise ValueError(
@@ -226,7 +233,8 @@ def probe(
         _warn_of_guesses(model, sites, first.layers, inputs)
     axes = max(site.position_axes for site in sites)
     if head_layers is None or context_layers is None:
-        stages = stage_layers(model, inputs, args, axes, design.channel_axis)
+        stages = stage_layers(
+            model, inputs, args, axes, design.channel_axis, design.map_input)
         if head_layers is None:
             head_layers = [name for name in stages[-1:] if axes and name not in layers]
         if context_layers is None:

@@ -131,6 +131,42 @@ def test_words_that_trade_places_take_their_maps_along(length, quick_fit):
                                maps[:, order], rtol=0, atol=1e-5 * float(maps.abs().max()))
 
 
+class Question(nn.Module):
+    """About a text: each is read by layers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.question = (
+            nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 6)) for _ in range(2))
+        self.top = nn.Linear(6, 3)
+
+    def forward(self, text: Tensor, question: Tensor) -> Tensor:
+        logits: Tensor = self.top(self.text(text).mean(1) * self.question(question).mean(1))
+        return logits
+
+
+@pytest.mark.parametrize(("map_input", "name"), [(0, "text"), (1, "question")])
+def test_layers_are_found_that_depend_on_the_input_of_the_map(map_input, name, quick_fit):
+    generator = torch.manual_seed(0)
+    text, question = (torch.randint(20, (16, n), generator=generator) for n in (12, 9))
+    attr = InfoBottleneckAttribution(Question().eval(), map_input=map_input)
+    quick_fit(attr, [((text, question), None)])
+    assert attr.layers == [name]
+    maps = attr.attribute((text, question), 1, weighting="none")
+    assert maps[map_input].std(1).mean() > 0
+    other = [text, question]
+    other[map_input] = other[map_input].flip(1)
+    changed = attr.attribute(tuple(other), 1, weighting="none")[map_input]
+    assert (changed - maps[map_input]).abs().max() > 1e-3 * maps[map_input].abs().max()
+
+
+def test_no_layers_are_looked_for_that_depend_on_an_input_there_is_not(quick_fit):
+    attr = InfoBottleneckAttribution(Question().eval(), map_input=2)
+    words = torch.zeros(4, 9, dtype=torch.long)
+    with pytest.raises(ValueError, match="map_input=2 is out of range for 2 inputs"):
+        quick_fit(attr, [((words, words), None)])
+
+
 def test_as_many_channels_as_words_are_said(quick_fit):
     class Convolved(nn.Sequential):
         def forward(self, words: Tensor) -> Tensor:
