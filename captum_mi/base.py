@@ -669,6 +669,9 @@ class BottleneckAttribution(InternalAttribution):
         """Write the fit to a safetensors file: networks, moments, bank, choices and names.
 
         The model itself is not saved, except for a copy that the fit has fine-tuned.
+
+        Raises:
+            FileNotFoundError: if the file's folder does not exist.
         """
         fit = self._fitted()
         tensors = {f"networks.{k}": v for k, v in fit.networks.state_dict().items()}

@@ -27,6 +27,8 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
     versions = {
         "captum_mi": __version__, "captum": captum.__version__, "torch": torch.__version__
     }
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder for {str(path)!r}; make it first")
     document = {"format": FORMAT, "versions": versions, **state}
     # Clones: safetensors refuses tensors that share memory, as tied weights do.
     saved = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

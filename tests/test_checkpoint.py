@@ -64,6 +64,11 @@ def test_a_downstream_function_is_asked_for_again(tmp_path, net, images, quick_f
     assert torch.equal(loaded.attribute(images, 0), attr.attribute(images, 0))
 
 
+def test_a_missing_folder_is_named(tmp_path, fitted):
+    with pytest.raises(FileNotFoundError, match=r"no folder for .*there.fit.safetensors"):
+        fitted.save(tmp_path / "not there" / "fit.safetensors")
+
+
 def test_missing_corrupted_and_foreign_files(tmp_path, path, net):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         InfoBottleneckAttribution.load(tmp_path / "none", net)
