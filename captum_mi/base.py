@@ -39,7 +39,7 @@ from captum_mi.batches import (
 from captum_mi.bottleneck import logit_of
 from captum_mi.fitting import Settings, fill_bank, survey, train
 from captum_mi.graphs import Recorder
-from captum_mi.heatmap import Unit, per_unit
+from captum_mi.heatmap import Unit, check_map_input, per_unit
 from captum_mi.history import History
 from captum_mi.hooks import OnRepeat, layer_names
 from captum_mi.networks import Networks
@@ -385,6 +385,8 @@ class BottleneckAttribution(InternalAttribution):
             stack.enter_context(torch.enable_grad())
             stack.enter_context(full_precision(model))
             first = next(walk())
+            if self.design.map_input is not None:
+                check_map_input(self.design.map_input, len(first.inputs))
             if not self.layers:
                 self._name_layers(default_layers(
                     model, first, self.design.channel_axis, self.design.map_input))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
 from captum_mi.grid import finest
-from captum_mi.heatmap import check_map_input, first_spatial_axis
+from captum_mi.heatmap import first_spatial_axis
 from captum_mi.hooks import LayerOutput, OnRepeat
 from captum_mi.outputs import OutputKind, PredictionKind, resolve_kind
 from captum_mi.passes import Passes
@@ -163,12 +163,9 @@ def default_layers(
     that the map belongs to, only stages that depend on it count.
 
     Raises:
-        ValueError: if no layer has the position axes of the inputs, or there is no such input.
+        ValueError: if no layer has the position axes of the inputs.
     """
-    mapped = batch.inputs
-    if map_input is not None:
-        check_map_input(map_input, len(mapped))
-        mapped = (mapped[map_input],)
+    mapped = batch.inputs if map_input is None else (batch.inputs[map_input],)
     axes = max(_position_axes(x) for x in mapped)
     args = batch.additional_forward_args
     stages = (stage_layers(model, batch.inputs, args, axes, channel_axis, map_input)

@@ -160,8 +160,9 @@ def test_layers_are_found_that_depend_on_the_input_of_the_map(map_input, name, q
     assert (changed - maps[map_input]).abs().max() > 1e-3 * maps[map_input].abs().max()
 
 
-def test_no_layers_are_looked_for_that_depend_on_an_input_there_is_not(quick_fit):
-    attr = InfoBottleneckAttribution(Question().eval(), map_input=2)
+@pytest.mark.parametrize("layer", [None, "text"])
+def test_no_layers_are_looked_for_that_depend_on_an_input_there_is_not(layer, quick_fit):
+    attr = InfoBottleneckAttribution(Question().eval(), layer, map_input=2)
     words = torch.zeros(4, 9, dtype=torch.long)
     with pytest.raises(ValueError, match="map_input=2 is out of range for 2 inputs"):
         quick_fit(attr, [((words, words), None)])
