@@ -57,10 +57,12 @@ def mosaics(
     model: nn.Module, photos: Photographs, n: int, confidence: float, seed: int
 ) -> Mosaics:
     """Mosaics of confidently and correctly classified images of four distinct classes."""
+    if not n:
+        return Mosaics(photos.images[:0], photos.labels[:0], photos.labels[:0])
     p = torch.cat([F.softmax(model(part), 1) for part in photos.images.split(200)])
     confident = (p.gather(1, photos.labels[:, None])[:, 0] >= confidence).nonzero()[:, 0]
     classes = len(photos.labels[confident].unique())
-    if n and classes < 4:
+    if classes < 4:
         raise ValueError(
             f"mosaics need four classes; {classes} have an image of confidence {confidence}"
         )
@@ -75,8 +77,6 @@ def mosaics(
         rows = torch.cat([tiles[0], tiles[1]], 2), torch.cat([tiles[2], tiles[3]], 2)
         targets.append(photos.labels[four[len(targets) % 4]])
         grids.append(torch.cat(rows, 1))
-    if not n:
-        return Mosaics(photos.images[:0], photos.labels[:0], photos.labels[:0])
     cells = torch.arange(n, device=photos.labels.device) % 4
     return Mosaics(torch.stack(grids), torch.stack(targets), cells)
 
