@@ -23,6 +23,7 @@ import torch
 import torchvision
 from captum.attr import (
     IntegratedGradients,
+    LayerAttribution,
     LayerGradCam,
     NoiseTunnel,
     Occlusion,
@@ -122,7 +123,7 @@ def timed_rows(
         shallow = fitted(model, images.shape[-1], read[:-1], stops=True)
         calls["captum_mi, a class, deepest stage not read"] = lambda: shallow.attribute(
             images, target)
-        calls |= peers(model, images, target, read[-1])
+        calls |= peers(model, images, target, [read[-1], read[0]])
     rows = []
     for name, call in tqdm(calls.items(), desc=" ".join(map(str, case))):
         with torch.set_grad_enabled(not name.startswith(("forward", "captum_mi"))):
@@ -136,14 +137,14 @@ def timed_rows(
 
 
 def peers(
-    model: nn.Module, images: Tensor, target: Tensor, deepest: str
+    model: nn.Module, images: Tensor, target: Tensor, layers: Sequence[str]
 ) -> dict[str, Call]:
-    """Captum's methods at the settings of the comparison."""
+    """Captum's methods at the settings of the comparison, Grad-CAM at each of some layers."""
     integrated, smooth = IntegratedGradients(model), NoiseTunnel(Saliency(model))
     occlusion = Occlusion(model)
-    cam = LayerGradCam(model, model.get_submodule(deepest))
-    return {
-        "Grad-CAM": lambda: cam.attribute(images, target),
+    cams = {f"Grad-CAM, {layer}": partial(grad_cam, model, layer, images, target)
+            for layer in layers}
+    return cams | {
         "Integrated Gradients 50": lambda: integrated.attribute(
             images, target=target, n_steps=50, internal_batch_size=500),
         "SmoothGrad 50": lambda: smooth.attribute(
@@ -151,6 +152,12 @@ def peers(
         "Occlusion 16/8": lambda: occlusion.attribute(
             images, (3, 16, 16), (3, 8, 8), target=target, perturbations_per_eval=4),
     }
+
+
+def grad_cam(model: nn.Module, layer: str, images: Tensor, target: Tensor) -> Tensor:
+    """A map of the input's size, like the others."""
+    coarse = LayerGradCam(model, model.get_submodule(layer)).attribute(images, target)
+    return LayerAttribution.interpolate(coarse, images.shape[2:], "bilinear")
 
 
 def fitting(options: argparse.Namespace, origin: str) -> None:
@@ -189,7 +196,7 @@ def fit_step(
 
     A step is the difference of a long and a short fit; short steps, as on CUDA, need be many.
     """
-    few, many = 4, 10 if _DEVICE.type == "cpu" else 64
+    few, many = 4, 10 if _DEVICE.type == "cpu" else 128
     spans = []
     arithmetic = [arithmetic_seconds(model, images, amp, repeats)]
     for steps in (few, few, many):  # the first warms up
