@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,15 @@ from captum_mi.modules import held_by
 __all__ = ["WeightWatch", "check_shapes", "fingerprint", "shapes"]
 
 _SAMPLES = 16
+
+
+class _Place(NamedTuple):
+    """Where some elements of a tensor are: which one, and size, stride and offset of a view."""
+
+    tensor: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -71,8 +81,8 @@ class WeightWatch:
     def __init__(self, model: nn.Module, expected: str | None = None) -> None:
         self.model = model
         self.expected = fingerprint(model) if expected is None else expected
-        self._glance: tuple[list[int], list[int], list[list[float]]] | None = None
-        self._samples: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
+        self._glance: tuple[list[int], list[int], list[Tensor]] | None = None
+        self._places: list[list[_Place]] = []
         self._unchanged = True
 
     @torch.no_grad()
@@ -85,19 +95,24 @@ class WeightWatch:
         tensors = held_by(self.model)
         addresses = [tensor.data_ptr() for tensor in tensors]
         versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-        if self._glance is None or addresses != self._glance[0]:
-            self._samples = [_where(tensor) for tensor in tensors]
-        samples: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for tensor, where in zip(tensors, self._samples):
-            kind = tensor.device, tensor.dtype
-            samples.setdefault(kind, []).append(tensor.as_strided(*where))
-        sampled = [Later(torch.cat(part).to(torch.float64)) for part in samples.values()]
+        before = self._glance
+        moved = before is None or addresses != before[0]
+        if moved:
+            self._places = _places(tensors)
+        sampled = [
+            torch.cat([tensors[i].as_strided(size, stride, offset)
+                       for i, size, stride, offset in places]).view(torch.uint8)
+            for places in self._places
+        ]
+        differs: list[Later] = []
+        if before is not None and not moved:
+            differs = [Later((old != new).any()[None]) for old, new in zip(before[2], sampled)]
 
         def unchanged() -> bool:
-            glance = addresses, versions, [values.tolist() for values in sampled]
-            if glance != self._glance:
+            same = not moved and before is not None and versions == before[1]
+            if not same or any(flag.tolist() != [False] for flag in differs):
                 self._unchanged = fingerprint(self.model) == self.expected
-                self._glance = glance
+                self._glance = addresses, versions, sampled
             return self._unchanged
 
         return unchanged
@@ -106,13 +121,18 @@ class WeightWatch:
         return WeightWatch, (self.model, self.expected)
 
 
-def _where(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Size, stride and offset of a view of some elements, evenly spaced in memory."""
-    stored = _as_stored(tensor)
-    if stored.data_ptr() != tensor.data_ptr():  # a copy, of a tensor with gaps or repetitions
-        stored = tensor.flatten()[:0] if not tensor.numel() else tensor[(0,) * tensor.dim()][None]
-    some = stored[:: max(1, stored.numel() // _SAMPLES)]
-    return tuple(some.shape), some.stride(), int(some.storage_offset())
+def _places(tensors: Sequence[Tensor]) -> list[list[_Place]]:
+    """Some elements of each tensor, evenly spaced in memory, by type and device."""
+    groups: dict[tuple[torch.device, torch.dtype], list[_Place]] = {}
+    for i, tensor in enumerate(tensors):
+        stored = _as_stored(tensor)
+        if stored.data_ptr() != tensor.data_ptr():  # a copy, of a tensor with gaps or repetitions
+            stored = (tensor[(0,) * tensor.dim()][None] if tensor.numel()
+                      else tensor.flatten()[:0])
+        some = stored[:: max(1, stored.numel() // _SAMPLES)]
+        place = _Place(i, tuple(some.shape), some.stride(), int(some.storage_offset()))
+        groups.setdefault((tensor.device, tensor.dtype), []).append(place)
+    return list(groups.values())
 
 
 def _as_stored(tensor: Tensor) -> Tensor:

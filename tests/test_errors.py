@@ -182,6 +182,20 @@ def test_a_look_at_tensors_with_gaps_and_repetitions(net, images, quick_fit):
         attr.attribute(images, 0)
 
 
+def test_a_look_at_tensors_of_every_type(net, images, quick_fit, recwarn):
+    for dtype in (torch.bool, torch.int64, torch.float16, torch.bfloat16, torch.complex64):
+        net.register_buffer(str(dtype).replace(".", "_"), torch.ones(5, dtype=dtype))
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images])
+    recwarn.clear()
+    attr.attribute(images, 0)
+    attr.attribute(images, 0)
+    assert not recwarn.list
+    for name in ("torch_bool", "torch_complex64"):
+        getattr(net, name).data.zero_()
+        with pytest.warns(UserWarning, match="weights have changed"):
+            attr.attribute(images, 0)
+
+
 def test_a_look_at_weights_copies_none(net):
     """Whatever their memory format: a copy of all weights costs more than a map of one image."""
     net.to(memory_format=torch.channels_last)
