@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,13 +16,8 @@ from captum_mi.modules import modules_of
 __all__ = ["evaluation_mode", "isolated_randomness"]
 
 
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_making_a_lock = threading.Lock()
-
-
-def _lock_of(model: nn.Module) -> threading.RLock:
-    with _making_a_lock:
-        return _locks.setdefault(model, threading.RLock())
+_changed = threading.Condition()
+_user_of: dict[int, int] = {}  # identity of a module or parameter -> thread that is inside with it
 
 
 @contextmanager
@@ -33,11 +27,30 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     Buffers of ``torch.nn``'s own modules do not change in eval mode. Those of other modules are
     copied, so that a counter or a cache in the user's code is put back too.
 
-    Of several threads with the same model one is inside at a time, and the others wait: each would
-    put back what another had set.
+    Of several threads with models that share modules or parameters one is inside at a time, and
+    the others wait: each would put back what another had set.
     """
-    with _lock_of(model), _put_back(model):
+    with _alone_with(model), _put_back(model):
         yield
+
+
+@contextmanager
+def _alone_with(model: nn.Module) -> Iterator[None]:
+    """Wait until no other thread is inside with a part of the model. A thread may nest."""
+    thread = threading.get_ident()
+    modules = modules_of(model)
+    parts = [*modules, *(p for module in modules for p in module._parameters.values())]
+    with _changed:
+        _changed.wait_for(lambda: all(_user_of.get(id(part), thread) == thread for part in parts))
+        taken = {id(part) for part in parts if part is not None} - _user_of.keys()
+        _user_of.update(dict.fromkeys(taken, thread))
+    try:
+        yield
+    finally:
+        with _changed:
+            for part in taken:
+                del _user_of[part]
+            _changed.notify_all()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_mi import InfoBottleneckAttribution
+from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.modules import held_by, modules_of
 
 
@@ -249,6 +249,27 @@ def test_threads_with_one_model(fitted, images):
         torch.testing.assert_close(one, expected[i % 4], rtol=1e-4, atol=1e-6)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(module.training for module in model.modules())
+
+
+def test_threads_with_models_that_share_parts(net, images, quick_fit):
+    """Whether they share modules or parameters alone."""
+    tied = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 5))
+    tied[1].bias = net.fc.bias
+    models = [net, nn.Sequential(net), nn.Sequential(nn.Identity(), net), tied]
+    layers = ["stage2", "0.stage2", "1.stage2", "1"]
+    kinds = [InfoBottleneckAttribution] * 3 + [LayerInfoBottleneckAttribution]
+    attrs = [quick_fit(kind(model, layer), [images])
+             for kind, model, layer in zip(kinds, models, layers)]
+    for model in models:
+        model.train()
+    expected = [attr.attribute(images[:4], 1) for attr in attrs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: attrs[i % 4].attribute(images[:4], 1), range(80)))
+    for i, one in enumerate(found):
+        torch.testing.assert_close(one, expected[i % 4], rtol=1e-4, atol=1e-6)
+    for model in models:
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert all(module.training for module in model.modules())
 
 
 def test_passes_of_the_model_in_other_threads_are_their_own(fitted, images):
