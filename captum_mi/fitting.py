@@ -17,6 +17,7 @@ from captum_mi import ranks
 from captum_mi.batches import Batch, all_finite, check_inputs, device_of, dtype_of, example_bits
 from captum_mi.bottleneck import inject_noise
 from captum_mi.bounds import info_nce
+from captum_mi.gradients import gradients_of, no_gradient
 from captum_mi.graphs import Recorder
 from captum_mi.grid import locals_of
 from captum_mi.history import History
@@ -431,21 +432,14 @@ class _Trainer:
             if not parameters or not loss.requires_grad:
                 result += [None] * len(parameters)
                 continue
-            gradients = torch.autograd.grad(
-                loss, parameters, retain_graph=True, allow_unused=True
-            )
-            ranks.average_([gradient for gradient in gradients if gradient is not None])
-            result += gradients
+            found = gradients_of(loss, parameters, retain_graph=True)
+            ranks.average_([gradient for gradient in found if gradient is not None])
+            result += found
         return result
 
     def _check_gradient(self, task: Tensor) -> None:
         if self.encoder and not task.requires_grad:
-            raise RuntimeError(
-                "the prediction cannot be differentiated by the features of the chosen layers, so "
-                "alpha cannot be inferred: choose layers that the prediction rests on, with "
-                "nothing between that detaches it (torch.no_grad, .detach(), NumPy, quantised "
-                "modules), or set alpha by hand"
-            )
+            raise no_gradient("alpha cannot be inferred", "set alpha by hand")
 
     def _check(self, values: dict[str, float]) -> None:
         for name in ("distortion", "information", "capacity", "info_nce", "alpha"):

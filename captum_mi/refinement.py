@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.bottleneck import inject_noise
+from captum_mi.gradients import gradients_of
 from captum_mi.networks import Networks
 from captum_mi.outputs import Output, make_prediction
 from captum_mi.passes import Pass, Passes
@@ -59,7 +60,7 @@ def refine_alpha(
             second = passes.second(inputs, args, noised, first.before)
             task = task_output.distortion(first.prediction, second.prediction)
             loss = task + beta2 * _information(networks, z, logits, noise)
-            alpha_map.grad = torch.autograd.grad(loss.sum() / (1 + beta2), alpha_map)[0]
+            (alpha_map.grad,) = gradients_of(loss.sum() / (1 + beta2), [alpha_map])
             optimizer.step()
     return alpha_map.detach()
 

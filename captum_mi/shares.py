@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_mi.gradients import gradients_of, no_gradient
 from captum_mi.networks import Networks
 from captum_mi.passes import Pass, Passes
 from captum_mi.readout import Readout
@@ -102,14 +103,8 @@ class Decision:
             noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
             second = self.passes.second(self.inputs, self.args, noised, self.before)
             total = self.log_probability(second).sum()
-        slope = None
-        if total.requires_grad:
-            slope = torch.autograd.grad(total, alpha, allow_unused=True)[0]
+        slope = gradients_of(total, [alpha])[0] if total.requires_grad else None
         if slope is None:
-            raise RuntimeError(
-                "the prediction cannot be differentiated by the features of the chosen layers, so "
-                "shares in it cannot be measured: choose layers that it rests on, with nothing "
-                "between that detaches it (torch.no_grad, .detach(), NumPy), or refine alpha with "
-                "weighting='posterior'"
-            )
+            raise no_gradient(
+                "shares in it cannot be measured", "refine alpha with weighting='posterior'")
         return -slope

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.readout import Readout
@@ -184,6 +185,31 @@ class Detached(nn.Module):
 def test_a_fit_to_a_prediction_that_cannot_be_differentiated_says_so(net, images, quick_fit):
     with pytest.raises(RuntimeError, match="alpha cannot be inferred"):
         quick_fit(InfoBottleneckAttribution(Detached(net, True), "net.stage1"), [images])
+
+
+class Checkpointed(nn.Module):
+    """Computes its second stage anew in the backward pass, whether it trains or not."""
+
+    def __init__(self, net, use_reentrant):
+        super().__init__()
+        self.net, self.use_reentrant = net, use_reentrant
+
+    def forward(self, x):
+        x = self.net.pool(self.net.stage1(x))
+        x = checkpoint(self.net.stage2, x, use_reentrant=self.use_reentrant)
+        return self.net.fc(self.net.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_features_that_are_computed_anew(net, images, quick_fit, use_reentrant):
+    """Noise before a checkpointed stage is seen by it; noise inside of it would be lost."""
+    model = Checkpointed(net, use_reentrant)
+    with pytest.raises(RuntimeError, match="torch.utils.checkpoint"):
+        quick_fit(InfoBottleneckAttribution(model, "net.stage2"), [images])
+    if not use_reentrant:
+        maps = [quick_fit(InfoBottleneckAttribution(one, layer), [images]).attribute(images, 1)
+                for one, layer in ((model, "net.stage1"), (net, "stage1"))]
+        torch.testing.assert_close(*maps)
 
 
 @pytest.mark.parametrize("trained", [False, True])
