@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from captum_mi.grid import n_positions
 from captum_mi.hooks import observe
 from captum_mi.sites import ChannelAxis, downsampled, find_sites
 
-__all__ = ["stage_layers"]
+__all__ = ["depending", "stage_layers"]
 
 _MAX_STAGES = 4
 _ADAPTIVE = (
@@ -76,7 +77,7 @@ def stage_layers(
             downsampled(grid, size, common) for size in sizes for common in (True, False)))
     ]
     if map_input is not None and len(inputs) > 1:
-        usable = _depending(model, usable, inputs, args, map_input)
+        usable = depending(model, usable, inputs, args, map_input)
     last: dict[tuple[int, ...], str] = {}
     for name in usable:
         grid = grids[name]
@@ -89,22 +90,27 @@ def stage_layers(
 
 
 @torch.no_grad()
-def _depending(
-    model: nn.Module, names: list[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...], i: int
+def depending(
+    model: nn.Module, names: Sequence[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...],
+    i: int,
 ) -> list[str]:
-    """Which layers return something else when one input is turned round."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    """Which layers return something else when input ``i`` is turned round."""
 
-    def note(name: str, output: Any) -> None:
-        rows = (output[0] if isinstance(output, tuple) else output).flatten(1).double()
-        places = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
-        seen[name].append(rows @ places.cos())
+    def sums_of(given: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
+        seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    turned = inputs[i].flip(tuple(range(1, inputs[i].dim())))
-    for given in (inputs, (*inputs[:i], turned, *inputs[i + 1 :])):
+        def note(name: str, output: Any) -> None:
+            rows = (output[0] if isinstance(output, tuple) else output).flatten(1).double()
+            places = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
+            seen[name].append(rows @ places.cos())
+
         with observe(model, names, note):
             model(*copied(given), *copied(args))
-    return [name for name, (before, after) in seen.items() if not torch.equal(before, after)]
+        return seen
+
+    turned = inputs[i].flip(tuple(range(1, inputs[i].dim())))
+    before, after = sums_of(inputs), sums_of((*inputs[:i], turned, *inputs[i + 1 :]))
+    return [name for name in names if not all(map(torch.equal, before[name], after[name]))]
 
 
 def _grid(

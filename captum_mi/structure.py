@@ -18,7 +18,7 @@ from captum_mi.outputs import OutputKind, PredictionKind, resolve_kind
 from captum_mi.passes import Passes
 from captum_mi.replay import Replay
 from captum_mi.sites import ChannelAxis, Site, find_sites
-from captum_mi.stages import stage_layers
+from captum_mi.stages import depending, stage_layers
 
 __all__ = ["Design", "Structure", "check_choice", "default_layers", "probe"]
 
@@ -228,6 +228,8 @@ def probe(
             )
     if design.channel_axis is None:
         _warn_of_guesses(model, sites, first.layers, inputs)
+    if design.map_input is not None and len(inputs) > 1:
+        _warn_of_layers_of_other_inputs(model, layers, batch, design.map_input)
     axes = max(site.position_axes for site in sites)
     if head_layers is None or context_layers is None:
         stages = stage_layers(
@@ -308,6 +310,21 @@ def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool,
     return True, same(1, first.before.resume(last[:1]))
 
 
+def _warn_of_layers_of_other_inputs(
+    model: nn.Module, layers: Sequence[str], batch: Batch, map_input: int
+) -> None:
+    """A map of an input can only be read off layers that see it."""
+    seeing = depending(model, layers, batch.inputs, batch.additional_forward_args, map_input)
+    for layer in dict.fromkeys(layers):
+        if layer not in seeing:
+            warnings.warn(
+                f"layer {layer!r} returned the same features for input {map_input} turned round, "
+                f"so that a map read there tells nothing about that input, which map_input "
+                "chooses; choose a layer that comes after it, or another map_input",
+                stacklevel=6,
+            )
+
+
 def _warn_of_guesses(
     model: nn.Module, sites: Sequence[Site], layers: dict[str, LayerOutput],
     inputs: Sequence[Tensor],
@@ -327,5 +344,5 @@ def _warn_of_guesses(
                 f"layer {site.name!r} returned features {(n, *positions, channels)} of inputs "
                 f"{(n, *positions)}: axis 1 is taken for positions and the last for channels. Say "
                 "channel_axis='last' if that is right, channel_axis='first' if not",
-                stacklevel=5,
+                stacklevel=6,
             )

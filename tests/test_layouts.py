@@ -160,6 +160,18 @@ def test_layers_are_found_that_depend_on_the_input_of_the_map(map_input, name, q
     assert (changed - maps[map_input]).abs().max() > 1e-3 * maps[map_input].abs().max()
 
 
+def test_a_layer_that_does_not_see_the_input_of_the_map_is_a_warning(recwarn):
+    generator = torch.manual_seed(0)
+    text, question = (torch.randint(20, (16, n), generator=generator) for n in (12, 9))
+    for map_input in (0, 1):
+        attr = InfoBottleneckAttribution(Question().eval(), "text", map_input=map_input)
+        attr.fit([((text, question), None)], 1, progress=False, bank_size=64)
+        found = [one for one in recwarn if "turned round" in str(one.message)]
+        assert len(found) == map_input
+    assert "layer 'text' returned the same features for input 1" in str(found[0].message)
+    assert found[0].filename == __file__
+
+
 @pytest.mark.parametrize("layer", [None, "text"])
 def test_no_layers_are_looked_for_that_depend_on_an_input_there_is_not(layer, quick_fit):
     attr = InfoBottleneckAttribution(Question().eval(), layer, map_input=2)
