@@ -35,9 +35,20 @@ def panel(
 
     Returns:
         matplotlib figure; save it with ``.savefig(path)``.
+
+    Raises:
+        ValueError: for images or maps of another shape.
     """
     from matplotlib.figure import Figure
 
+    if images.dim() != 4:
+        raise ValueError(f"expected images (N, C, H, W); got {tuple(images.shape)}")
+    for name, heat in maps.items():
+        if heat.dim() not in (3, 4) or len(heat) != len(images):
+            raise ValueError(
+                f"expected maps (N, H, W) or (N, C, H, W), one for each of {len(images)} images; "
+                f"got {tuple(heat.shape)} for {name!r}"
+            )
     rows, columns = len(images), 1 + len(maps)
     figure = Figure(figsize=(1.15 * cell * columns, cell * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -67,6 +78,9 @@ def overlay(image: Tensor, heat: Tensor, unit: str = "nats / pixel", cell: float
 
     Returns:
         matplotlib figure; save it with ``.savefig(path)``.
+
+    Raises:
+        ValueError: for an image of another shape.
     """
     from matplotlib.figure import Figure
 
@@ -78,6 +92,11 @@ def overlay(image: Tensor, heat: Tensor, unit: str = "nats / pixel", cell: float
 
 
 def _displayable(image: Tensor) -> np.ndarray:
+    if image.dim() != 3 or len(image) not in (1, 3):
+        raise ValueError(
+            "only images (C, H, W) of 1 or 3 channels have colours to be drawn in; got "
+            f"{tuple(image.shape)}. Choose channels to show"
+        )
     pixels: np.ndarray = image.detach().float().cpu().permute(1, 2, 0).numpy()
     low, high = pixels.min(), pixels.max()
     pixels = (pixels - low) / max(high - low, 1e-12)

@@ -68,6 +68,8 @@ def test_localization_rejects_other_shapes():
         pointing(MAP, ~MASK & MASK)
     with pytest.raises(ValueError, match="even H and W"):
         grid_pointing(torch.zeros(1, 3, 4), torch.tensor([0]))
+    with pytest.raises(ValueError, match="cells are 0, 1, 2 or 3; got 4 to 4"):
+        grid_pointing(torch.zeros(1, 4, 4), torch.tensor([4]))
 
 
 def brightness(images, target):

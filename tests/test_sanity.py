@@ -16,6 +16,13 @@ def test_similarity_is_one_for_the_same_map_whatever_its_scale():
     assert torch.isfinite(structural_similarity(torch.zeros(3, 16, 16), maps)).all()
 
 
+@pytest.mark.parametrize("shapes", [[(2, 8, 8), (2, 8, 8)], [(2, 16, 16), (2, 16, 17)],
+                                    [(2, 3, 16, 16), (2, 3, 16, 16)]])
+def test_maps_that_have_no_similarity(shapes):
+    with pytest.raises(ValueError, match=r"of one shape, H and W at least 11; got \(2, "):
+        structural_similarity(*map(torch.rand, shapes))
+
+
 def test_a_map_changes_from_the_first_step_on_that_it_depends_on(net, images):
     state = {k: v.clone() for k, v in net.state_dict().items()}
     random = torch.get_rng_state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from captum_mi.visualize import overlay, panel
@@ -30,3 +31,14 @@ def test_an_overlay_says_what_its_colours_mean(tmp_path):
     low, high = drawn.get_clim()
     assert low == -high
     assert 2.9 < high <= 3
+
+
+@pytest.mark.parametrize(("images", "heat", "message"), [
+    ((2, 2, 8, 8), (2, 8, 8), r"1 or 3 channels .*got \(2, 8, 8\)"),
+    ((3, 8, 8), (3, 8, 8), r"expected images \(N, C, H, W\); got \(3, 8, 8\)"),
+    ((2, 3, 8, 8), (8, 8), r"one for each of 2 images; got \(8, 8\) for 'ours'"),
+    ((2, 3, 8, 8), (3, 8, 8), r"one for each of 2 images; got \(3, 8, 8\) for 'ours'"),
+])
+def test_what_cannot_be_drawn(images, heat, message):
+    with pytest.raises(ValueError, match=message):
+        panel(torch.rand(images), {"ours": torch.rand(heat)})

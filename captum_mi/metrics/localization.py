@@ -116,6 +116,9 @@ def grid_pointing(maps: Tensor, cells: Tensor) -> Tensor:
             "expected maps (N, H, W) with even H and W and one cell for each; got maps "
             f"{tuple(maps.shape)} and {len(cells)} cells"
         )
+    if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) <= 3:
+        raise ValueError(
+            f"cells are 0, 1, 2 or 3; got {int(cells.min())} to {int(cells.max())}")
     check_finite(maps)
     n, h, w = maps.shape
     heat = maps.double().clamp_min(0).reshape(n, 2, h // 2, 2, w // 2).sum((2, 4)).flatten(1)

@@ -15,6 +15,9 @@ from captum_mi.preserve import isolated_randomness
 __all__ = ["Cascade", "cascading_randomization", "structural_similarity"]
 
 
+_WINDOW = 11  # pixels, of SSIM with Gaussian weights
+
+
 class Cascade(NamedTuple):
     """Result of :func:`cascading_randomization`.
 
@@ -34,7 +37,13 @@ def structural_similarity(maps: Tensor, reference: Tensor) -> Tensor:
 
     Raises:
         ImportError: without scikit-image.
+        ValueError: unless both are of one shape, with sides of the window's 11 pixels at least.
     """
+    if maps.dim() != 3 or maps.shape != reference.shape or min(maps.shape[1:]) < _WINDOW:
+        raise ValueError(
+            f"expected maps (N, H, W) of one shape, H and W at least {_WINDOW}; got "
+            f"{tuple(maps.shape)} and {tuple(reference.shape)}"
+        )
     try:
         from skimage.metrics import structural_similarity as ssim
     except ImportError as error:
