@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from statistics import multimode
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_mi.batches import copied
+from captum_mi.following import following
 from captum_mi.grid import n_positions
 from captum_mi.hooks import observe
-from captum_mi.sites import ChannelAxis, downsampled, find_sites
+from captum_mi.sites import ChannelAxis, Site, downsampled, find_sites
 
-__all__ = ["depending", "stage_layers"]
+__all__ = ["stage_layers"]
 
 _MAX_STAGES = 4
 _ADAPTIVE = (
@@ -34,9 +36,12 @@ def stage_layers(
 
     At most the four deepest stages whose features have ``position_axes`` position axes and more
     than one position; a network of one grid, such as a vision transformer, counts as four stages
-    of equally many blocks. Layers that run more than once are passed over, and so are features
-    that have not a row for each example, or another grid than the inputs' at a stride for each
-    axis, and adaptive pooling that repeats positions of a grid smaller than its own.
+    of equally many blocks, and so does the last grid of a network of few, as of dilated
+    convolutions. Layers that run more than once are passed over, and so are features that have
+    not a row for each example, another grid than the inputs' at a stride for each axis, or
+    positions that do not follow the inputs' (:func:`captum_mi.following.following`), adaptive
+    pooling that repeats positions of a grid smaller than its own, and grids found deep inside of
+    blocks alone.
 
     Args:
         model: the model, in eval mode.
@@ -46,20 +51,45 @@ def stage_layers(
         channel_axis: see :func:`captum_mi.sites.find_sites`.
         map_input: index of the input that the layers must depend on; ``None`` for any.
     """
+    sites = _candidates(model, inputs, args, position_axes, channel_axis)
+    sites = {name: sites[name] for name in following(
+        model, {name: site for name, (site, _) in sites.items()}, inputs, args, map_input)}
+    last: dict[tuple[int, ...], str] = {}
+    for name, (_, grid) in sites.items():
+        if _depth(name) <= _depth(last.get(grid, name)):
+            last.pop(grid, None)
+            last[grid] = name
+    usual = max(multimode(map(_depth, last.values())), default=0)
+    last = {grid: name for grid, name in last.items() if _depth(name) <= usual + 1}
+    blocks = _blocks(model, {name: grid for name, (_, grid) in sites.items()})
+    if blocks and len(last) == 1:
+        return _evenly(blocks, _MAX_STAGES)
+    stages = list(last.values())
+    if blocks and len(stages) < _MAX_STAGES and blocks[-1] in stages:
+        i = stages.index(blocks[-1])  # several stages of one grid, as of dilated convolutions
+        stages[i : i + 1] = _evenly(blocks, _MAX_STAGES)
+    return stages[-_MAX_STAGES:]
+
+
+def _candidates(
+    model: nn.Module, inputs: tuple[Tensor, ...], args: tuple[Any, ...], position_axes: int,
+    channel_axis: ChannelAxis | None,
+) -> dict[str, tuple[Site, tuple[int, ...]]]:
+    """Layers that run once and return features on a grid, with that grid, as they run."""
     shapes = [tuple(x.shape) for x in inputs]
     runs: dict[str, int] = {}
-    grids: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[Site, tuple[int, ...]]] = {}
 
     def note(name: str, output: Any) -> None:
         runs[name] = runs.get(name, 0) + 1
-        grid = _grid(name, output, shapes, channel_axis)
-        if len(grid) != position_axes or max(grid, default=1) == 1:
+        site, grid = _site(name, output, shapes, channel_axis)
+        if site is None or len(grid) != position_axes or max(grid, default=1) == 1:
             return
         if isinstance(model.get_submodule(name), _ADAPTIVE):
-            before = next(reversed(grids.values()), grid)
+            before = next(reversed(found.values()))[1] if found else grid
             if n_positions(grid) > n_positions(before):
                 return
-        grids[name] = grid
+        found[name] = site, grid
 
     names = [
         name for name, module in model.named_modules()
@@ -71,76 +101,48 @@ def stage_layers(
         shape[start:stop] for shape in shapes for start, stop in ((2, None), (1, -1), (1, None))
     ]
     sizes = [size for size in sizes if len(size) == position_axes]  # none of a flat input
-    usable = [
-        name for name, grid in grids.items()
+    return {
+        name: (site, grid) for name, (site, grid) in found.items()
         if runs[name] == 1 and (not sizes or any(
             downsampled(grid, size, common) for size in sizes for common in (True, False)))
-    ]
-    if map_input is not None and len(inputs) > 1:
-        usable = depending(model, usable, inputs, args, map_input)
-    last: dict[tuple[int, ...], str] = {}
-    for name in usable:
-        grid = grids[name]
-        if _depth(name) <= _depth(last.get(grid, name)):
-            last.pop(grid, None)
-            last[grid] = name
-    if len(last) == 1:
-        return _evenly(model, usable) or list(last.values())
-    return list(last.values())[-_MAX_STAGES:]
+    }
 
 
-@torch.no_grad()
-def depending(
-    model: nn.Module, names: Sequence[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...],
-    i: int,
-) -> list[str]:
-    """Which layers return something else when input ``i`` is turned round."""
-
-    def sums_of(given: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
-        seen: dict[str, list[Tensor]] = {name: [] for name in names}
-
-        def note(name: str, output: Any) -> None:
-            rows = (output[0] if isinstance(output, tuple) else output).flatten(1).double()
-            places = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
-            seen[name].append(rows @ places.cos())
-
-        with observe(model, names, note):
-            model(*copied(given), *copied(args))
-        return seen
-
-    turned = inputs[i].flip(tuple(range(1, inputs[i].dim())))
-    before, after = sums_of(inputs), sums_of((*inputs[:i], turned, *inputs[i + 1 :]))
-    return [name for name in names if not all(map(torch.equal, before[name], after[name]))]
-
-
-def _grid(
+def _site(
     name: str, output: Any, shapes: list[tuple[int, ...]], channel_axis: ChannelAxis | None
-) -> tuple[int, ...]:
-    """Positions of what a layer returned, alone or in a tuple of one; none if it has none."""
-    if isinstance(output, tuple) and len(output) == 1:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.is_nested or not output.is_floating_point():
-        return ()
-    if not 3 <= output.dim() <= 5 or len(output) != shapes[0][0]:
-        return ()
+) -> tuple[Site | None, tuple[int, ...]]:
+    """Features that a layer returned, alone or in a tuple of one, and their positions."""
+    part = output[0] if isinstance(output, tuple) and len(output) == 1 else output
+    if not isinstance(part, Tensor) or part.is_nested or not part.is_floating_point():
+        return None, ()
+    if not 3 <= part.dim() <= 5 or len(part) != shapes[0][0]:
+        return None, ()
     try:
-        sites, _ = find_sites(name, output, shapes, channel_axis)
+        sites, _ = find_sites(name, (part,) if part is not output else part, shapes, channel_axis)
     except ValueError:  # tokens of something else than patches
-        return ()
-    return tuple(sites[0].view(output).shape[2:])
+        return None, ()
+    return sites[0], tuple(sites[0].view(part).shape[2:])
 
 
-def _evenly(model: nn.Module, names: list[str]) -> list[str]:
-    """Up to four of the outermost sequence of like blocks, evenly spaced; none without one."""
-    sequences: dict[tuple[str, type], list[str]] = {}
-    for name in names:
-        kind = (name.rpartition(".")[0], type(model.get_submodule(name)))
-        sequences.setdefault(kind, []).append(name)
+def _blocks(model: nn.Module, grids: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The sequence of like blocks on one grid that has the most parameters; none without one."""
+    sequences: dict[tuple[str, type, tuple[int, ...]], list[str]] = {}
+    for name, grid in grids.items():
+        if not isinstance(model.get_submodule(name), nn.Embedding):
+            kind = (name.rpartition(".")[0], type(model.get_submodule(name)), grid)
+            sequences.setdefault(kind, []).append(name)
     long = [blocks for blocks in sequences.values() if len(blocks) > 1]
-    if not long:
-        return []
-    blocks = min(long, key=lambda blocks: _depth(blocks[0]))
-    count = min(_MAX_STAGES, len(blocks))
+
+    def size(blocks: list[str]) -> int:
+        return sum(p.numel() for name in blocks for p in model.get_submodule(name).parameters())
+
+    blocks = max(long, key=size, default=[])
+    return blocks if blocks and size(blocks) else []
+
+
+def _evenly(blocks: list[str], most: int) -> list[str]:
+    """The last of each of up to so many equal parts."""
+    count = min(most, len(blocks))
     return [blocks[len(blocks) * (i + 1) // count - 1] for i in range(count)]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
+from captum_mi.following import seeing
 from captum_mi.grid import finest
 from captum_mi.heatmap import first_spatial_axis
 from captum_mi.hooks import LayerOutput, OnRepeat
@@ -18,7 +19,7 @@ from captum_mi.outputs import OutputKind, PredictionKind, resolve_kind
 from captum_mi.passes import Passes
 from captum_mi.replay import Replay
 from captum_mi.sites import ChannelAxis, Site, find_sites
-from captum_mi.stages import depending, stage_layers
+from captum_mi.stages import stage_layers
 
 __all__ = ["Design", "Structure", "check_choice", "default_layers", "probe"]
 
@@ -174,8 +175,9 @@ def default_layers(
         shapes = [tuple(x.shape) for x in batch.inputs]
         raise ValueError(
             f"found no stage with positions in {type(model).__name__} for inputs {shapes}; "
-            "layers that run more than once in a pass are not looked at. Name the layers to "
-            "read, as in layer=['layer2', 'layer3']"
+            "layers that run more than once in a pass are not looked at, nor are those whose "
+            "positions do not follow the inputs'. Name the layers to read, as in "
+            "layer=['layer2', 'layer3']"
         )
     return stages[-3:-1] or stages
 
@@ -314,9 +316,9 @@ def _warn_of_layers_of_other_inputs(
     model: nn.Module, layers: Sequence[str], batch: Batch, map_input: int
 ) -> None:
     """A map of an input can only be read off layers that see it."""
-    seeing = depending(model, layers, batch.inputs, batch.additional_forward_args, map_input)
+    seen = seeing(model, layers, batch.inputs, batch.additional_forward_args, map_input)
     for layer in dict.fromkeys(layers):
-        if layer not in seeing:
+        if layer not in seen:
             warnings.warn(
                 f"layer {layer!r} returned the same features for input {map_input} turned round, "
                 f"so that a map read there tells nothing about that input, which map_input "

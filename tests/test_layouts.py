@@ -271,11 +271,102 @@ def test_channels_come_first_where_both_would_do(shape, stride, padding):
     ("vgg11", (64, 64), ["features.9", "features.14", "features.19", "features"]),
     ("vgg11", (224, 224), ["features.9", "features.14", "features.19", "avgpool"]),
     ("mc3_18", (4, 32, 32), ["layer1", "layer2", "layer3", "layer4"]),
+    ("r2plus1d_18", (8, 32, 32), ["layer1", "layer2", "layer3", "layer4"]),
 ])
 def test_stages_of_torchvision_networks(name, size, expected):
     factory = torchvision.models.get_model
     x = torch.randn(2, 3, *size)
     assert stage_layers(factory(name).eval(), (x,), (), len(size)) == expected
+
+
+def test_stages_of_dilated_convolutions():
+    """Three stages of one grid."""
+    model = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True])
+    x = torch.randn(2, 3, 64, 64)
+    stages = stage_layers(model.eval(), (x,), (), 2)
+    assert stages == ["layer1", "layer2", "layer3", "layer4"]
+
+
+class Attention(nn.Module):
+    """A transformer's block whose dropout shows the matrix of attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(0.1)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        mixed = self.dropout((q @ k.mT / 4).softmax(-1)) @ v
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Patches(nn.Module):
+    """A vision transformer as timm lays it out, with modules that do nothing at the top."""
+
+    def __init__(self, before: type[nn.Module], after: nn.Module) -> None:
+        super().__init__()
+        self.patch, self.cls = nn.Conv2d(3, 32, 16, 16), nn.Parameter(torch.zeros(1, 1, 32))
+        self.patch_drop, self.norm_pre = before(), after
+        self.blocks = nn.Sequential(*(Attention(32) for _ in range(12)))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).mT
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
+        return self.head(self.norm(self.blocks(self.norm_pre(self.patch_drop(x))))[:, 0])
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    (nn.Identity, nn.Identity()), (nn.Identity, nn.LayerNorm(32)), (nn.Dropout, nn.Identity())])
+def test_stages_of_a_transformer_are_its_blocks(before, after):
+    """Not what surrounds them, and not the 17 x 17 weights of attention."""
+    stages = stage_layers(Patches(before, after).eval(), (torch.randn(8, 3, 64, 64),), (), 2)
+    assert stages == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
+
+
+class Words(nn.Module):
+    """An encoder of words as Hugging Face lays it out; all words are of one type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word, self.kind = nn.Embedding(50, 32), nn.Embedding(2, 32)
+        self.layer = nn.ModuleList(
+            nn.TransformerEncoderLayer(32, 2, 64, batch_first=True) for _ in range(4))
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.word(words) + self.kind(torch.zeros_like(words))
+        for layer in self.layer:
+            x = layer(x)
+        return x[:, 0]
+
+
+def test_stages_of_an_encoder_of_words_are_its_blocks():
+    words = torch.randint(50, (8, 12), generator=torch.manual_seed(0))
+    assert stage_layers(Words().eval(), (words,), (), 1) == [f"layer.{i}" for i in range(4)]
+
+
+def test_weights_are_no_stages():
+    """A parametrised weight has as many rows as the batch where channels are as many."""
+    convs = [nn.utils.parametrizations.spectral_norm(nn.Conv2d(i, o, 3, 2, 1))
+             for i, o in ((3, 8), (8, 16), (16, 32))]
+    model = nn.Sequential(*(nn.Sequential(conv, nn.ReLU()) for conv in convs)).eval()
+    for rows in (8, 16, 32):
+        assert stage_layers(model, (torch.randn(rows, 3, 32, 32),), (), 2) == ["0", "1", "2"]
+
+
+def test_units_are_no_positions(quick_fit):
+    """Tokens of a spectrogram's patches, of which there is no sequence like the inputs'."""
+    blocks = [nn.TransformerEncoderLayer(48, 2, 96, batch_first=True) for _ in range(4)]
+    model = nn.Sequential(nn.Unflatten(1, (1, 128)), nn.Conv2d(1, 48, 16, 10), Tokens(),
+                          *blocks, nn.Flatten(), nn.Linear(1152, 3))
+    with pytest.raises(ValueError, match="whose positions do not follow the inputs'"):
+        quick_fit(InfoBottleneckAttribution(model.eval()), [torch.randn(8, 128, 32)])
+
+
+class Tokens(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).mT
 
 
 class Block(nn.Module):
