@@ -34,6 +34,7 @@ from captum_mi.batches import (
     device_of,
     dtype_of,
     epochs_of,
+    explained_calls,
     move,
 )
 from captum_mi.bottleneck import logit_of
@@ -387,10 +388,11 @@ class BottleneckAttribution(InternalAttribution):
             first = next(walk())
             if self.design.map_input is not None:
                 check_map_input(self.design.map_input, len(first.inputs))
-            if not self.layers:
-                self._name_layers(default_layers(
-                    model, first, self.design.channel_axis, self.design.map_input))
-            structure = self._probe(model, first)
+            with explained_calls(first):
+                if not self.layers:
+                    self._name_layers(default_layers(
+                        model, first, self.design.channel_axis, self.design.map_input))
+                structure = self._probe(model, first)
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)
             passes = self._passes(model, structure, precision)

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 __all__ = [
     "Batch", "Signature", "all_finite", "batches", "check_finite", "check_inputs", "check_types",
-    "copied", "device_of", "dtype_of", "epochs_of", "example_bits", "example_keys", "has_rows",
-    "move", "rebuilt",
+    "copied", "device_of", "dtype_of", "epochs_of", "example_bits", "example_keys",
+    "explained_calls", "has_rows", "move", "rebuilt",
 ]
 
 
@@ -144,6 +144,26 @@ def _channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(
         x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs
     )
+
+
+@contextmanager
+def explained_calls(batch: Batch) -> Iterator[None]:
+    """Where the model is called with too few or too many inputs, say which a loader's item gives.
+
+    Raises:
+        TypeError: the model's, with that added.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if "positional argument" not in str(error):
+            raise
+        labels = "" if batch.labels is None else " and labels"
+        raise TypeError(
+            f"{error}. What the loader yielded was taken for {len(batch.inputs)} input(s)"
+            f"{labels}: a pair is (inputs, labels), a longer tuple is inputs, and ((a, b), labels) or "
+            "((a, b), None) has two inputs. Pass prepare_batch= to turn it into one of these"
+        ) from error
 
 
 def _to_batch(item: Any) -> Batch:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from captum_mi.datasets import DigitResNet, make_scenes
+from captum_mi.datasets import DigitResNet, IndexedPhotographs, make_scenes
 from captum_mi.datasets.digit_scenes import _scans
 
 
@@ -58,3 +59,27 @@ def test_training_on_fewer_scenes_than_a_batch():
     assert torch.equal(model.fc.weight, before)
     model.fit(scenes, 1, progress=False)
     assert not torch.equal(model.fc.weight, before)
+
+
+class Code:
+    def __reduce__(self):
+        return pytest.fail, ("code of a file ran",)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"names": np.array([Code()], dtype=object)}, "allow_pickle=False"),
+    ({"label": np.zeros(3, int)}, r"3 rows of 'label' for 2 photographs \('off' has 3 offsets\)"),
+    ({"label": np.array([0, 7])}, "labels from 0 to 7 for 4 names"),
+    ({"split": np.ones(2)}, r"no photograph of split 0; it has \[1.0\]"),
+])
+def test_an_index_that_is_broken(tmp_path, change, message):
+    arrays = {
+        "blob": np.zeros(9, np.uint8), "off": np.array([0, 4, 9]), "label": np.zeros(2, int),
+        "split": np.zeros(2), "box": np.zeros((2, 4)), "names": np.array(list("abcd")),
+    }
+    np.savez(tmp_path / "index.npz", **{**arrays, **change})
+    with pytest.raises(ValueError, match=message):
+        IndexedPhotographs(tmp_path / "index.npz")
+    np.save(tmp_path / "array.npy", arrays["blob"])
+    with pytest.raises(ValueError, match="array.npy is no .npz archive"):
+        IndexedPhotographs(tmp_path / "array.npy")

@@ -298,6 +298,18 @@ def test_a_model_that_returns_no_tensor(images, quick_fit):
         quick_fit(attr, [images])
 
 
+def test_inputs_that_a_loader_gives_too_few_or_too_many_of(net, images, quick_fit):
+    """A pair of inputs is taken for inputs and labels, and further labels for inputs."""
+    two = nn.Bilinear(4, 5, 3)
+    rows = torch.randn(8, 4), torch.randn(8, 5)
+    message = r"argument.* was taken for {}: a pair is \(inputs, labels\)"
+    with pytest.raises(TypeError, match=message.format(r"1 input\(s\) and labels")):
+        quick_fit(LayerInfoBottleneckAttribution(two, ""), [rows])
+    labels = torch.zeros(32)
+    with pytest.raises(TypeError, match=message.format(r"3 input\(s\)")):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), [(images, labels, labels)])
+
+
 def test_several_matching_inputs(quick_fit):
     class Pair(nn.Module):
         def __init__(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ class IndexedPhotographs(Dataset[tuple[Tensor, int]]):
 
     The file's arrays: ``blob`` (JPEG files one after another, uint8), ``off`` (n + 1 offsets into
     it), ``label``, ``split``, ``box`` (xmin, ymin, xmax, ymax in pixels) and ``names`` of the
-    classes.
+    classes (strings; arrays of Python objects are not read).
 
     Args:
         path: the file.
@@ -35,18 +36,15 @@ class IndexedPhotographs(Dataset[tuple[Tensor, int]]):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if an array is missing or the split is empty.
+        ValueError: if the file is no such archive, an array is missing, arrays disagree, or the
+            split is empty.
     """
 
     def __init__(
         self, path: str | Path, split: int | tuple[int, ...] = 0, view: View | None = None
     ) -> None:
         self.path, self.view = Path(path), view or View()
-        with np.load(path, allow_pickle=True) as file:
-            missing = [key for key in _KEYS if key not in file]
-            if missing:
-                raise ValueError(f"{path} has no array {missing[0]!r}; expected {list(_KEYS)}")
-            arrays = {key: file[key] for key in _KEYS}
+        arrays = _arrays(self.path)
         splits = (split,) if isinstance(split, int) else split
         self._rows = np.flatnonzero(np.isin(arrays["split"], splits))
         if not len(self._rows):
@@ -70,3 +68,29 @@ class IndexedPhotographs(Dataset[tuple[Tensor, int]]):
     def _image(self, i: int) -> Image.Image:
         row = self._rows[i]
         return Image.open(io.BytesIO(self._blob[self._off[row] : self._off[row + 1]].tobytes()))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The file's arrays, none of them pickled: reading a file must not run its code."""
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is no .npz archive; expected one with {list(_KEYS)}")
+    with np.load(path, allow_pickle=False) as file:
+        missing = [key for key in _KEYS if key not in file]
+        if missing:
+            raise ValueError(f"{path} has no array {missing[0]!r}; expected {list(_KEYS)}")
+        arrays = {key: file[key] for key in _KEYS}
+    n = len(arrays["off"]) - 1
+    for key in ("label", "split", "box"):
+        if len(arrays[key]) != n:
+            raise ValueError(
+                f"{path} has {len(arrays[key])} rows of {key!r} for {n} photographs ('off' has "
+                f"{n + 1} offsets)"
+            )
+    labels, classes = arrays["label"], len(arrays["names"])
+    if n and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"{path} has labels from {int(labels.min())} to {int(labels.max())} for {classes} "
+            "names; expected 0 to one less than there are names"
+        )
+    return arrays
