@@ -161,8 +161,9 @@ def explained_calls(batch: Batch) -> Iterator[None]:
         labels = "" if batch.labels is None else " and labels"
         raise TypeError(
             f"{error}. What the loader yielded was taken for {len(batch.inputs)} input(s)"
-            f"{labels}: a pair is (inputs, labels), a longer tuple is inputs, and ((a, b), labels) or "
-            "((a, b), None) has two inputs. Pass prepare_batch= to turn it into one of these"
+            f"{labels}: a pair is (inputs, labels), a longer tuple is inputs, and ((a, b), "
+            "labels) or ((a, b), None) has two inputs. Pass prepare_batch= to turn it into one "
+            "of these"
         ) from error
 
 

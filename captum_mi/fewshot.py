@@ -81,15 +81,12 @@ class PrototypicalNetwork(nn.Module):
         Raises:
             TypeError: if ``episode`` is no :class:`Episode`.
         """
-        if not isinstance(episode, Episode):
-            raise TypeError(
-                f"episode is a {type(episode).__name__}; expected an Episode, made of support "
-                "images by network.episode(support, labels)"
-            )
+        _check_episode(episode)
         return self.classify(self.encoder(query), episode)
 
     def classify(self, embedding: Tensor, episode: Episode) -> Tensor:
         """Logits ``(N, ways)`` of embeddings ``(N, D)``: the downstream network."""
+        _check_episode(episode)
         prototypes = episode.prototypes.to(embedding)
         if self.distance == "cosine":
             closeness = F.normalize(embedding, dim=1) @ F.normalize(prototypes, dim=1).T
@@ -98,26 +95,44 @@ class PrototypicalNetwork(nn.Module):
         return closeness / self.temperature
 
     def episode(self, support: Tensor, labels: Tensor) -> Episode:
-        """Prototypes of support images.
+        """Prototypes of support images, in the mode that the network is in: call ``eval()`` first
+        unless it is being trained.
 
         Args:
             support: images ``(S, C, H, W)``.
             labels: way of each, ``(S,)``, numbered from 0; each way has at least one.
 
         Raises:
-            ValueError: for labels of another length, or a way without support.
+            ValueError: for embeddings that are no ``(S, D)``, labels of another length or type,
+                or a way without support.
         """
         return Episode(prototypes_of(self.encoder(support), labels))
 
 
+def _check_episode(episode: object) -> None:
+    if not isinstance(episode, Episode):
+        raise TypeError(
+            f"episode is a {type(episode).__name__}; expected an Episode, made of support images "
+            "by network.episode(support, labels)"
+        )
+
+
 def prototypes_of(embeddings: Tensor, labels: Tensor) -> Tensor:
     """Mean embedding ``(ways, D)`` of each way, from embeddings ``(S, D)`` and ways ``(S,)``."""
+    if embeddings.dim() != 2:
+        raise ValueError(
+            f"the encoder returned {tuple(embeddings.shape)}; expected an embedding (S, D) for "
+            "each image, such as after nn.Flatten()"
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool or int(labels.min()) < 0:
+        raise ValueError(
+            f"labels are {labels.dtype} from {labels.min().item()}; expected integers from 0")
     if labels.shape != (len(embeddings),):
         raise ValueError(
             f"got {len(embeddings)} support images and labels {tuple(labels.shape)}; expected a "
             "way for each image"
         )
-    member = F.one_hot(labels.to(embeddings.device)).to(embeddings)
+    member = F.one_hot(labels.to(embeddings.device, torch.long)).to(embeddings)
     count = member.sum(0)
     if not bool((count > 0).all()):
         absent = int((count == 0).nonzero()[0])

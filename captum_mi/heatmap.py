@@ -47,8 +47,9 @@ def to_input(
 
     Each map is resized to the input's grid as a density, the maps are averaged, scaled by
     (positions of the finest layer / positions of the input), and shared equally by the input's
-    channels: the sum over an example is the total over positions. Local terms overlap, so
-    that total is not the information of the whole input.
+    channels: the sum over an example is the total over positions, to a few percent where an axis
+    of the input is no whole multiple of the grid's. Local terms overlap, so that total is not the
+    information of the whole input.
 
     Args:
         maps: ``(N, 1, *positions_l)``, one per layer.

@@ -9,7 +9,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.fewshot import Episode, EpisodeLoader, EpisodeSampler, PrototypicalNetwork
+from captum_mi.fewshot import (
+    Episode,
+    EpisodeLoader,
+    EpisodeSampler,
+    PrototypicalNetwork,
+    prototypes_of,
+)
 
 
 class Encoder(nn.Module):
@@ -71,6 +77,15 @@ def test_what_an_episode_must_be(network):
         network.episode(images, torch.tensor([0, 1]))
     with pytest.raises(TypeError, match="episode is a Tensor; expected an Episode"):
         network(images, images)
+    with pytest.raises(TypeError, match="episode is a Tensor; expected an Episode"):
+        network.classify(torch.randn(3, 4), torch.randn(2, 4))
+    for labels in (torch.zeros(3), torch.tensor([0, -1, 1])):
+        with pytest.raises(ValueError, match="expected integers from 0"):
+            network.episode(images, labels)
+    with pytest.raises(ValueError, match=r"encoder returned \(3, 4, 1, 1\); expected an embed"):
+        prototypes_of(torch.randn(3, 4, 1, 1), torch.arange(3))
+    small = network.episode(images, torch.arange(3, dtype=torch.uint8))
+    torch.testing.assert_close(small, network.episode(images, torch.arange(3)))
     with pytest.raises(ValueError, match="distance must be 'euclidean' or 'cosine'; got 'l1'"):
         PrototypicalNetwork(Encoder(), "l1")
     with pytest.raises(ValueError, match="temperature must be greater than 0; got 0"):
