@@ -15,6 +15,7 @@ from captum_mi.sites import Site
 __all__ = ["following", "seeing"]
 
 _EXAMPLES = 8  # at most, to find out
+_ASTRAY = 2  # times what changes may lie further on along other axes, as by chance
 _MOVED = 0.005  # of the grid: what changes must lie so much further on, at least
 _MOVED_ALONE = 0.05  # the same for a single axis, with no other to compare it with
 
@@ -51,9 +52,9 @@ def following(
     """Layers whose positions follow those of an input.
 
     The first or the last half of the input along one of its axes is turned round. If what changes
-    in a layer lies further on along its first axis of positions, and more so than along others,
-    as the half of one of the input's axes does, and so on for its next axis and the input's
-    next, then positions are places in the input. Weights, tables, hidden units and matrices of
+    in a layer lies further on along its first axis of positions, and hardly along others, as the
+    half of one of the input's axes does, and so on for its next axis and the input's next, then
+    positions are places in the input. Weights, tables, hidden units and matrices of
     attention do not follow. Inputs with fewer axes, and those that turning round leaves as they
     are, tell nothing: then all layers pass.
 
@@ -160,11 +161,11 @@ def _follows(moved: Tensor, grid: tuple[int, ...]) -> bool:
     least = _MOVED if len(long) > 1 else _MOVED_ALONE
     for start in range(axes - count + 1):
         part = moved[start : start + count][long][:, long]
-        along, across = part.diagonal(), part.abs().amax(0)
-        if len(long) == 1:  # twice what any other of the input's axes does
+        along = part.diagonal()
+        across = torch.maximum(part.abs().amax(0), part.abs().amax(1)) / _ASTRAY
+        if len(long) == 1:  # what other axes of the input do is all that it compares with
             others = torch.cat([moved[:start], moved[start + count :]])[:, long]
-            across = 2 * others.abs().amax(0) if len(others) else across
-        if bool((along > least).all() and (along >= across).all()
-                and (along >= part.abs().amax(1)).all()):
+            across = _ASTRAY * others.abs().amax(0) if len(others) else 0 * along
+        if bool((along > least).all() and (along >= across).all()):
             return True
     return False

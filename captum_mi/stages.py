@@ -18,6 +18,7 @@ from captum_mi.sites import ChannelAxis, Site, downsampled, find_sites
 __all__ = ["stage_layers"]
 
 _MAX_STAGES = 4
+_INSIDE = 2  # levels of modules below other stages: what is deeper is a part of a block
 _ADAPTIVE = (
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
@@ -59,8 +60,8 @@ def stage_layers(
         if _depth(name) <= _depth(last.get(grid, name)):
             last.pop(grid, None)
             last[grid] = name
-    usual = max(multimode(map(_depth, last.values())), default=0)
-    last = {grid: name for grid, name in last.items() if _depth(name) <= usual + 1}
+    usual = min(multimode(map(_depth, last.values())), default=0)
+    last = {grid: name for grid, name in last.items() if _depth(name) <= usual + _INSIDE}
     blocks = _blocks(model, {name: grid for name, (_, grid) in sites.items()})
     if blocks and len(last) == 1:
         return _evenly(blocks, _MAX_STAGES)

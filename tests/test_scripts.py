@@ -190,7 +190,7 @@ def test_speed_benchmark(tmp_path):
     run("benchmarks/speed.py", "--models", "shufflenet_v2_x0_5", "--batches", 1, "--sizes",
         32, "--classes", 5, "--repeats", 1, "--peers", "--growth", "--calls", 5,
         "--out", tmp_path / "speed")
-    assert len((tmp_path / "speed_attribution.csv").read_text().splitlines()) == 1 + 10
+    assert len((tmp_path / "speed_attribution.csv").read_text().splitlines()) == 1 + 11
     assert len((tmp_path / "speed_growth.csv").read_text().splitlines()) == 1 + 1 + 3 + 3 + 4
     assert len((tmp_path / "speed_fit.csv").read_text().splitlines()) == 2
     assert len((tmp_path / "speed_memory.csv").read_text().splitlines()) == 1 + 6
