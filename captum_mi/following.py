@@ -140,7 +140,7 @@ def _mixed(features: Tensor) -> Tensor:
     channels, count = features.shape[1], max(4, min(64, 4096 // features.shape[2]))
     places = torch.arange(channels, device=features.device, dtype=torch.float64)
     speeds = torch.arange(1, count + 1, device=features.device, dtype=torch.float64).sqrt()
-    return torch.einsum("ncp,cm->npm", features.double(), torch.outer(places, speeds).cos())
+    return features.double().mT @ torch.outer(places, speeds).cos()
 
 
 def _centre(energy: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import multimode
 from typing import Any
 
@@ -52,17 +52,28 @@ def stage_layers(
         channel_axis: see :func:`captum_mi.sites.find_sites`.
         map_input: index of the input that the layers must depend on; ``None`` for any.
     """
-    sites = _candidates(model, inputs, args, position_axes, channel_axis)
-    sites = {name: sites[name] for name in following(
-        model, {name: site for name, (site, _) in sites.items()}, inputs, args, map_input)}
+    found = _candidates(model, inputs, args, position_axes, channel_axis)
+
+    def following_of(names: Iterable[str]) -> list[str]:
+        sites = {name: found[name][0] for name in names}
+        return following(model, sites, inputs, args, map_input)
+
+    stages = _stages(model, {name: grid for name, (_, grid) in found.items()})
+    if len(following_of(stages)) == len(stages):
+        return stages
+    return _stages(model, {name: found[name][1] for name in following_of(found)})
+
+
+def _stages(model: nn.Module, grids: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Of layers and their grids, in the order in which they run."""
     last: dict[tuple[int, ...], str] = {}
-    for name, (_, grid) in sites.items():
+    for name, grid in grids.items():
         if _depth(name) <= _depth(last.get(grid, name)):
             last.pop(grid, None)
             last[grid] = name
     usual = min(multimode(map(_depth, last.values())), default=0)
     last = {grid: name for grid, name in last.items() if _depth(name) <= usual + _INSIDE}
-    blocks = _blocks(model, {name: grid for name, (_, grid) in sites.items()})
+    blocks = _blocks(model, grids)
     if blocks and len(last) == 1:
         return _evenly(blocks, _MAX_STAGES)
     stages = list(last.values())
