@@ -11,11 +11,11 @@ scenes, fitted anew on every randomised network; the mask of one image is laid o
 from __future__ import annotations
 
 import argparse
-import functools
 from pathlib import Path
 
 import torch
-from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
+from captum.attr import IntegratedGradients
+from peers.captum_methods import grad_cam
 from photographs import load, load_model
 from report import mean_and_error, provenance, write_table
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def main() -> None:
             images, targets, weighting="none"),
         "Integrated Gradients (absolute)": lambda copy: IntegratedGradients(copy).attribute(
             images, target=targets, n_steps=50, internal_batch_size=500).abs(),
-        "Grad-CAM (positive)": functools.partial(grad_cam, images, targets),
+        "Grad-CAM (positive)": lambda copy: grad_cam(copy, "layer4", images, targets),
     }
     if options.refit:
         explain["captum_mi, fitted anew"] = lambda copy: fit(copy, loader, options).attribute(
@@ -125,13 +125,6 @@ def fitted(
         path.parent.mkdir(parents=True, exist_ok=True)
         attr.save(path)
     return attr
-
-
-def grad_cam(images: Tensor, targets: Tensor, copy: nn.Module) -> Tensor:
-    """Grad-CAM at the deepest stage."""
-    cam = LayerGradCam(copy, copy.get_submodule("layer4"))
-    coarse = cam.attribute(images, targets, relu_attributions=True)
-    return LayerAttribution.interpolate(coarse, images.shape[2:], "bilinear")
 
 
 if __name__ == "__main__":

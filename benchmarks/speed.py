@@ -23,13 +23,12 @@ import torch
 import torchvision
 from captum.attr import (
     IntegratedGradients,
-    LayerAttribution,
-    LayerGradCam,
     NoiseTunnel,
     Occlusion,
     Saliency,
 )
 from evaluation import now
+from peers.captum_methods import grad_cam
 from report import provenance, write_table
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -152,12 +151,6 @@ def peers(
         "Occlusion 16/8": lambda: occlusion.attribute(
             images, (3, 16, 16), (3, 8, 8), target=target, perturbations_per_eval=4),
     }
-
-
-def grad_cam(model: nn.Module, layer: str, images: Tensor, target: Tensor) -> Tensor:
-    """A map of the input's size, like the others."""
-    coarse = LayerGradCam(model, model.get_submodule(layer)).attribute(images, target)
-    return LayerAttribution.interpolate(coarse, images.shape[2:], "bilinear")
 
 
 def fitting(options: argparse.Namespace, origin: str) -> None:

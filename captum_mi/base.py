@@ -31,6 +31,7 @@ from captum_mi.batches import (
     batches,
     check_inputs,
     check_types,
+    chunks,
     device_of,
     dtype_of,
     epochs_of,
@@ -55,13 +56,19 @@ from captum_mi.reading import (
     Kind,
     Reader,
     Weighting,
-    chunks,
     estimates,
 )
 from captum_mi.readout import Readout, target_index
 from captum_mi.refinement import shared_noise
 from captum_mi.remember import FirstPasses
-from captum_mi.structure import Design, Structure, check_choice, default_layers, probe
+from captum_mi.structure import (
+    Design,
+    Structure,
+    check_choice,
+    default_layers,
+    default_stages,
+    probe,
+)
 from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 
 __all__ = ["BottleneckAttribution"]
@@ -389,10 +396,12 @@ class BottleneckAttribution(InternalAttribution):
             if self.design.map_input is not None:
                 check_map_input(self.design.map_input, len(first.inputs))
             with explained_calls(first):
+                stages = None
                 if not self.layers:
-                    self._name_layers(default_layers(
-                        model, first, self.design.channel_axis, self.design.map_input))
-                structure = self._probe(model, first)
+                    stages = default_stages(
+                        model, first, self.design.channel_axis, self.design.map_input)
+                    self._name_layers(default_layers(stages))
+                structure = self._probe(model, first, stages)
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)
             passes = self._passes(model, structure, precision)
@@ -414,10 +423,12 @@ class BottleneckAttribution(InternalAttribution):
         self._fit = _Fit(structure, networks, beta2, history, WeightWatch(model), base)
         return history
 
-    def _probe(self, model: nn.Module, batch: Batch) -> Structure:
+    def _probe(
+        self, model: nn.Module, batch: Batch, stages: Sequence[str] | None
+    ) -> Structure:
         structure = probe(
             model, batch, self.design, self.layers, self.head_layers, self.context_layers,
-            self.global_layer, self.downstream,
+            self.global_layer, self.downstream, stages,
         )
         self._check_sites(structure)
         self._check_inputs(structure, batch.inputs)

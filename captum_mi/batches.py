@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 __all__ = [
     "Batch", "Signature", "all_finite", "batches", "check_finite", "check_inputs", "check_types",
-    "copied", "device_of", "dtype_of", "epochs_of", "example_bits", "example_keys",
+    "chunks", "copied", "device_of", "dtype_of", "epochs_of", "example_bits", "example_keys",
     "explained_calls", "has_rows", "move", "rebuilt",
 ]
 
@@ -72,6 +72,26 @@ def copied(values: Sequence[Any]) -> tuple[Any, ...]:
 def has_rows(arg: Any, n: int) -> bool:
     """Whether a forward argument is a tensor with a row for each of ``n`` examples."""
     return isinstance(arg, Tensor) and arg.dim() > 0 and len(arg) == n
+
+
+def chunks(
+    inputs: tuple[Tensor, ...],
+    args: tuple[Any, ...],
+    index: Tensor | None,
+    internal_batch_size: int | None,
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...], Tensor | None]]:
+    """Slices of a batch: inputs, tensor arguments with a row for each example, indices."""
+    n = len(inputs[0])
+    size = n if internal_batch_size is None else internal_batch_size
+    if size < 1:
+        raise ValueError(f"internal_batch_size must be at least 1; got {internal_batch_size}")
+    for start in range(0, n, size):
+        part = slice(start, start + size)
+        yield (
+            tuple(x[part] for x in inputs),
+            tuple(arg[part] if has_rows(arg, n) else arg for arg in args),
+            None if index is None else index[part],
+        )
 
 
 def rebuilt(value: Any, parts: Sequence[Any]) -> Any:

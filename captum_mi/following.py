@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi.batches import copied, has_rows
+from captum_mi.batches import chunks, copied
 from captum_mi.hooks import observe
 from captum_mi.sites import Site
 
@@ -66,9 +66,7 @@ def following(
         args: additional forward arguments.
         map_input: index of the input; ``None`` for any.
     """
-    n = len(inputs[0])
-    few = tuple(x[:_EXAMPLES] for x in inputs)
-    args = tuple(arg[:_EXAMPLES] if has_rows(arg, n) else arg for arg in args)
+    few, args, _ = next(chunks(inputs, args, None, _EXAMPLES))
     count = max((site.position_axes for site in sites.values()), default=0)
     chosen = range(len(few)) if map_input is None else [map_input]
     telling = [i for i in chosen if few[i].dim() > count]
@@ -164,8 +162,8 @@ def _follows(moved: Tensor, grid: tuple[int, ...]) -> bool:
         along = part.diagonal()
         across = torch.maximum(part.abs().amax(0), part.abs().amax(1)) / _ASTRAY
         if len(long) == 1:  # what other axes of the input do is all that it compares with
-            others = torch.cat([moved[:start], moved[start + count :]])[:, long]
-            across = _ASTRAY * others.abs().amax(0) if len(others) else 0 * along
+            own = torch.arange(start, start + count, device=moved.device)
+            across = _ASTRAY * moved[:, long].abs().index_fill(0, own, 0).amax(0)
         if bool((along > least).all() and (along >= across).all()):
             return True
     return False

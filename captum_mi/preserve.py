@@ -30,15 +30,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     Of several threads with models that share modules or parameters one is inside at a time, and
     the others wait: each would put back what another had set.
     """
-    with _alone_with(model), _put_back(model):
+    modules = modules_of(model)
+    with _alone_with(modules), _put_back(model, modules):
         yield
 
 
 @contextmanager
-def _alone_with(model: nn.Module) -> Iterator[None]:
-    """Wait until no other thread is inside with a part of the model. A thread may nest."""
+def _alone_with(modules: list[nn.Module]) -> Iterator[None]:
+    """Wait until no other thread is inside with one of these, or a parameter; may be nested."""
     thread = threading.get_ident()
-    modules = modules_of(model)
     parts = [*modules, *(p for module in modules for p in module._parameters.values())]
     with _changed:
         _changed.wait_for(lambda: all(_user_of.get(id(part), thread) == thread for part in parts))
@@ -54,8 +54,8 @@ def _alone_with(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    training = [(module, module.training) for module in modules_of(model)]
+def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
+    training = [(module, module.training) for module in modules]
     requires_grad = [
         (parameter, parameter.requires_grad)
         for module, _ in training

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.ablation import MOST_BLOCKS, block_losses
-from captum_mi.batches import all_finite, check_finite, has_rows
+from captum_mi.batches import all_finite, check_finite
 from captum_mi.bottleneck import inject_noise
 from captum_mi.graphs import Recorder
 from captum_mi.grid import on_grid
@@ -28,7 +27,7 @@ from captum_mi.shares import Decision
 from captum_mi.sites import Site
 
 __all__ = [
-    "Estimate", "Estimator", "Information", "Kind", "Reader", "Weighting", "chunks", "estimates",
+    "Estimate", "Estimator", "Information", "Kind", "Reader", "Weighting", "estimates",
 ]
 
 Information = Literal["sufficient", "general", "redundant"]
@@ -336,26 +335,6 @@ class Reader:
             values = (general, sufficient, general - sufficient, capacity)
             rows.append(torch.stack([value.mean(1) for value in values], 1))
         return torch.stack(rows, 1)
-
-
-def chunks(
-    inputs: tuple[Tensor, ...],
-    args: tuple[Any, ...],
-    index: Tensor | None,
-    internal_batch_size: int | None,
-) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...], Tensor | None]]:
-    """Slices of a batch: inputs, tensor arguments with a row for each example, indices."""
-    n = len(inputs[0])
-    size = n if internal_batch_size is None else internal_batch_size
-    if size < 1:
-        raise ValueError(f"internal_batch_size must be at least 1; got {internal_batch_size}")
-    for start in range(0, n, size):
-        part = slice(start, start + size)
-        yield (
-            tuple(x[part] for x in inputs),
-            tuple(arg[part] if has_rows(arg, n) else arg for arg in args),
-            None if index is None else index[part],
-        )
 
 
 def estimates(names: list[str], rows: Tensor) -> dict[str, dict[str, Estimate]]:

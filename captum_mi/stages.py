@@ -130,7 +130,7 @@ def _site(
     if not 3 <= part.dim() <= 5 or len(part) != shapes[0][0]:
         return None, ()
     try:
-        sites, _ = find_sites(name, (part,) if part is not output else part, shapes, channel_axis)
+        sites, _ = find_sites(name, output, shapes, channel_axis)
     except ValueError:  # tokens of something else than patches
         return None, ()
     return sites[0], tuple(sites[0].view(part).shape[2:])

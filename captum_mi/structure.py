@@ -21,7 +21,8 @@ from captum_mi.replay import Replay
 from captum_mi.sites import ChannelAxis, Site, find_sites
 from captum_mi.stages import stage_layers
 
-__all__ = ["Design", "Structure", "check_choice", "default_layers", "probe"]
+__all__ = ["Design", "Structure", "check_choice", "default_layers", "default_stages",
+           "probe"]
 
 
 Noise = Literal["matched", "standard"]
@@ -153,15 +154,20 @@ class Structure:
         return cls(**{**values, **sites, **tuples, "signature": signature})
 
 
-def default_layers(
-    model: nn.Module, batch: Batch, channel_axis: ChannelAxis | None = None,
-    map_input: int | None = None,
-) -> list[str]:
+def default_layers(stages: list[str]) -> list[str]:
     """The last blocks of the two stages before the deepest, which a head alone reads.
 
     Earlier stages tell little about the class, the deepest one little about where: on
-    photographs the two between them localised best. Fewer stages give fewer layers. With an input
-    that the map belongs to, only stages that depend on it count.
+    photographs the two between them localised best. Fewer stages give fewer layers.
+    """
+    return stages[-3:-1] or stages
+
+
+def default_stages(
+    model: nn.Module, batch: Batch, channel_axis: ChannelAxis | None = None,
+    map_input: int | None = None,
+) -> list[str]:
+    """Stages with the position axes of the inputs, or of the one that the map belongs to.
 
     Raises:
         ValueError: if no layer has the position axes of the inputs.
@@ -179,7 +185,7 @@ def default_layers(
             "positions do not follow the inputs'. Name the layers to read, as in "
             "layer=['layer2', 'layer3']"
         )
-    return stages[-3:-1] or stages
+    return stages
 
 
 def _position_axes(x: Tensor) -> int:
@@ -197,10 +203,12 @@ def probe(
     context_layers: Sequence[str] | None,
     global_layer: str | None,
     downstream: Callable[..., Tensor] | None,
+    stages: Sequence[str] | None = None,
 ) -> Structure:
     """Run one batch through the model and note names and shapes.
 
-    A global layer whose output is the model's own output is taken for that output.
+    A global layer whose output is the model's own output is taken for that output. Stages, for
+    heads and context that are not named, are looked for unless they are known.
     """
     inputs, args = batch.inputs, batch.additional_forward_args
     check_inputs(inputs, dtype_of(model))
@@ -234,8 +242,9 @@ def probe(
         _warn_of_layers_of_other_inputs(model, layers, batch, design.map_input)
     axes = max(site.position_axes for site in sites)
     if head_layers is None or context_layers is None:
-        stages = stage_layers(
-            model, inputs, args, axes, design.channel_axis, design.map_input)
+        if stages is None:
+            stages = stage_layers(
+                model, inputs, args, axes, design.channel_axis, design.map_input)
         if head_layers is None:
             head_layers = [name for name in stages[-1:] if axes and name not in layers]
         if context_layers is None:
@@ -321,7 +330,7 @@ def _warn_of_layers_of_other_inputs(
         if layer not in seen:
             warnings.warn(
                 f"layer {layer!r} returned the same features for input {map_input} turned round, "
-                f"so that a map read there tells nothing about that input, which map_input "
+                "so that a map read there tells nothing about that input, which map_input "
                 "chooses; choose a layer that comes after it, or another map_input",
                 stacklevel=6,
             )

@@ -27,6 +27,13 @@ from peers.method import Method
 BOTH = ("signed", "absolute")
 
 
+def grad_cam(model: nn.Module, layer: str, x: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM at a layer, of the input's size: ``(N, 1, H, W)``."""
+    cam = LayerGradCam(model, model.get_submodule(layer))
+    coarse = cam.attribute(x, target, relu_attributions=True)
+    return LayerAttribution.interpolate(coarse, x.shape[2:], "bilinear")
+
+
 def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
     """Captum's methods.
 
@@ -38,8 +45,8 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
     separate = without_shared_modules(model)
     integrated, occlusion = IntegratedGradients(model), Occlusion(model)
     smooth, shap = NoiseTunnel(Saliency(model)), GradientShap(model)
-    ablation, grad_cam = FeatureAblation(model), LayerGradCam(model, model.get_submodule(deepest))
-    backprop = GuidedBackprop(separate)
+    ablation, backprop = FeatureAblation(model), GuidedBackprop(separate)
+    coarse_cam = LayerGradCam(model, model.get_submodule(deepest))
 
     def smoothgrad(x: Tensor, t: Tensor, magnitudes: bool) -> Tensor:
         torch.manual_seed(seed)
@@ -51,13 +58,11 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
         return shap.attribute(x, torch.zeros_like(x[:1]), n_samples=50, stdevs=0.09, target=t)
 
     def cam(x: Tensor, t: Tensor) -> Tensor:
-        coarse = grad_cam.attribute(x, t, relu_attributions=True)
-        fine = LayerAttribution.interpolate(coarse, x.shape[2:], "bilinear")
-        return fine.expand_as(x) / x.shape[1]
+        return grad_cam(model, deepest, x, t).expand_as(x) / x.shape[1]
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         # As Captum's own class, whose one model would have to call the layer and share no ReLU.
-        coarse = grad_cam.attribute(x, t, relu_attributions=True)
+        coarse = coarse_cam.attribute(x, t, relu_attributions=True)
         return LayerAttribution.interpolate(coarse, x.shape[2:]) * backprop.attribute(x, t)
 
     def tiles(x: Tensor, t: Tensor) -> Tensor:
