@@ -112,9 +112,9 @@ class InfoBottleneckAttribution(BottleneckAttribution):
                 the probability that the class is shown at the position
                 (:func:`captum_mi.posterior.position_posterior`); the positive total, and
                 evidence against the class, stay. ``"shares"`` weights that with the position's
-                share in the decision, what it loses there as noise grows
-                (:mod:`captum_mi.shares`), and adds what it loses without a block of the input
-                (:mod:`captum_mi.ablation`) and with one half or the other
+                share in the decision, integrated gradients of its features
+                (:mod:`captum_mi.shares`), and adds what the decision loses without a block of
+                the input (:mod:`captum_mi.ablation`) and with one half or the other
                 (:mod:`captum_mi.halves`), for ``refine_steps`` of both.
                 ``"none"`` leaves the log ratio at each position as it is. Default, for the
                 variational evidence of a class, ``"posterior"``, and with ``refine_steps``

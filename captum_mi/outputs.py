@@ -91,6 +91,10 @@ class Output(nn.Module):
         """Of raw predictions, ``log p(index)`` ``(N,)`` of classes ``(N, S)``, one event."""
         raise NotImplementedError
 
+    def log_odds(self, raw: Tensor, index: Tensor) -> Tensor:
+        """Of raw predictions, ``log p(index) - log (1 - p(index))``, ``(N,)``."""
+        raise NotImplementedError
+
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         """How far raw predictions ``second`` are from ``first``, in nats: ``(N,)``."""
         raise NotImplementedError
@@ -190,6 +194,12 @@ class CategoricalOutput(Output):
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return self._log_probabilities(raw).gather(1, index).logsumexp(-1)
 
+    def log_odds(self, raw: Tensor, index: Tensor) -> Tensor:
+        # By the others' probability, since 1 - p would lose its digits where p is nearly 1.
+        log_p = self._log_probabilities(raw)
+        others = log_p.scatter(1, index, torch.finfo(log_p.dtype).min)
+        return log_p.gather(1, index).logsumexp(-1) - others.logsumexp(-1)
+
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return categorical_kl(self._log_probabilities(first), self._log_probabilities(second))
 
@@ -268,6 +278,11 @@ class BernoulliOutput(Output):
 
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return F.logsigmoid(self._logits(raw).gather(1, index)).sum(-1)
+
+    def log_odds(self, raw: Tensor, index: Tensor) -> Tensor:
+        log_p = self.log_probability(raw, index)
+        tiny = torch.finfo(log_p.dtype).tiny
+        return log_p - (-torch.expm1(log_p.clamp_max(-tiny))).log()
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return bernoulli_kl(self._logits(first), self._logits(second))

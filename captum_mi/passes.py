@@ -95,14 +95,22 @@ class Passes:
             return self._result(captured, output, len(inputs[0]), args, before)
 
     def features(
-        self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]
+        self, inputs: tuple[Tensor, ...], args: tuple[Any, ...],
+        layers: Sequence[str] | None = None,
     ) -> dict[str, LayerOutput]:
-        """Captured layers of the first pass, which ends after the deepest of them if it may."""
+        """Captured layers of the first pass, which ends after the deepest of them if it may.
+
+        Args:
+            inputs: one batch.
+            args: additional forward arguments of the batch.
+            layers: those of the captured ones that are wanted. Default: all.
+        """
         if not self.replays:
             return self.first(inputs, args).layers
         with self._precision():
             return capture_only(
-                self.model, self.layers, lambda: self._run(inputs, args), self.on_repeat
+                self.model, layers or self.layers, lambda: self._run(inputs, args),
+                self.on_repeat,
             )
 
     def second(

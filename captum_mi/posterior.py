@@ -14,7 +14,8 @@ __all__ = ["capacity_prior", "position_posterior", "spread"]
 
 _NOWHERE = 0.05  # probability that no one position shows the class
 _OF_LOSSES = 0.5  # weight of the losses of many blocks, to 1 of posterior times share
-_UNFELT = 0.5  # losses of so many nats in all count half
+_OF_SHARES = 0.15  # weight of signed shares, beside their positive part's
+_UNFELT = 0.5  # losses, or shares, of so many nats in all count half
 _AS_FEW = 8  # so many pairs of halves have half the weight of many
 _UNSEEN = 0.01  # of the probability: halves that differ by so little count half
 
@@ -75,8 +76,9 @@ def spread(
     The losses of blocks, signed, are added to what was divided so, each scaled to the same sum of
     magnitudes and then half the losses: an even share in the decision is told by the one, and
     which blocks it needs, and which ones harm, by the other. The mean contrast of halves is added
-    in the same way, with a weight that grows from 0 to 1 with their number. Of the result the sum
-    of magnitudes is the positive total.
+    in the same way, with a weight that grows from 0 to 1 with their number, and at last, with a
+    small weight, the shares once more, signed: they alone tell as finely as the grid which
+    positions speak against the class. Of the result the sum of magnitudes is the positive total.
 
     Args:
         maps: evidence for a class, ``(N, 1, *positions)``.
@@ -114,6 +116,8 @@ def spread(
         seen = _resized(halves.double().mean(1, keepdim=True), positions)
         unseen = _UNSEEN * n_positions(halves.shape[2:])
         parts = _with(parts, seen, pairs / (pairs + _AS_FEW), unseen)
+    if shares is not None:
+        parts = _with(parts, _resized(shares.double(), positions), _OF_SHARES, _UNFELT)
     moved = parts * total
     return moved.to(maps.dtype) + maps.clamp_max(0)
 

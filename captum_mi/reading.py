@@ -233,39 +233,40 @@ class Reader:
         return capacity_prior(self.logits[site])
 
     def _measure(self, index: Tensor) -> tuple[Tensor, ...]:
-        """What a decision loses to noise, with each block and with each half; measured once."""
+        """What a decision loses at positions, with blocks and with halves; measured once."""
         if self._measured is None:
             self.check()
-            decision = Decision(
-                self.passes, self.networks, self.readout, self.inputs, self.args, self.z, index,
-                self.first.before,
-            )
-            self._measured = decision.shares(), *self._without_parts(decision)
+            self._measured = self._shares_and_losses(index)
         return self._measured
 
-    def _without_parts(self, decision: Decision) -> tuple[Tensor, Tensor]:
-        """Losses of blocks of the input that the map belongs to, and contrasts of its halves."""
+    def _shares_and_losses(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shares, losses of blocks of the input that the map belongs to, contrasts of halves."""
         assert self.baselines is not None
+        decision = Decision(
+            self.passes, self.readout, self.inputs, self.args, index, self.first.before)
         design, grid = self.networks.design, self.networks.positions(self.z)
         mapped = find_map_input(self.inputs, len(grid), design.map_input)
         x, baseline = self.inputs[mapped], self.baselines[mapped]
 
-        def log_probability(without: Tensor) -> Tensor:
-            inputs = (*self.inputs[:mapped], without, *self.inputs[mapped + 1 :])
-            return decision.log_probability(self.passes.first(inputs, self.args))
+        def with_mapped(other: Tensor) -> tuple[Tensor, ...]:
+            return (*self.inputs[:mapped], other, *self.inputs[mapped + 1 :])
 
+        def log_probability(without: Tensor) -> Tensor:
+            return decision.log_probability(self.passes.first(with_mapped(without), self.args))
+
+        shares = decision.shares(self.networks.finest_site(self.z), with_mapped(baseline))
         first_axis = first_spatial_axis(x, grid, design.channel_axis, design.input_channel_axis)
         whole = decision.log_probability(self.first)
         blocks = min(self.refine_steps, MOST_BLOCKS)
         pairs = (self.refine_steps - blocks) // 2
         lost = block_losses(log_probability, whole, x, baseline, blocks, first_axis, len(grid))
         halves = half_contrasts(log_probability, whole, x, baseline, pairs, first_axis, grid)
-        if not (all_finite(lost) and all_finite(halves)):
+        if not all(map(all_finite, (shares, lost, halves))):
             raise ValueError(
                 "the prediction is not finite with a part of the input replaced by baselines; "
                 "pass baselines= that the model can take, or weighting='posterior'"
             )
-        return lost, halves
+        return shares, lost, halves
 
     def _read(
         self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool

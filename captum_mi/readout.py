@@ -68,11 +68,20 @@ class Readout:
 
         The classes are those that evidence is read for: y's own, or the downstream function's.
         """
+        output, raw = self._classes_of(one)
+        return output.log_probability(raw, index)
+
+    def log_odds(self, one: Pass, index: Tensor) -> Tensor:
+        """``log p - log (1 - p)`` of the same, ``(N,)``."""
+        output, raw = self._classes_of(one)
+        return output.log_odds(raw, index)
+
+    def _classes_of(self, one: Pass) -> tuple[Output, Tensor]:
+        """Raw predictions of classes in a pass, and what they are."""
         if self.downstream is None:
-            return self.output.log_probability(one.y, index)
+            return self.output, one.y
         logits = one.prediction
-        classes = CategoricalOutput(logits.shape[1:]).to(logits.device)
-        return classes.log_probability(logits, index)
+        return CategoricalOutput(logits.shape[1:]).to(logits.device), logits
 
     def kl(self, parameters: Tensor) -> Tensor:
         """Expectation over q of the evidence about y itself: ``(N, P)``, never negative."""

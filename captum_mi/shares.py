@@ -1,15 +1,16 @@
-r"""Shares of positions in a decision: what it loses at each of them as noise grows.
+r"""Shares of positions in a decision: integrated gradients through the features.
 
-The share of position j in class c, in nats, is
+The share of position j in class c, in nats of log odds, is
 
-.. math:: \phi_j(c) = -\int_0^1 \mathbb{E}\,
-          \frac{\partial}{\partial \alpha_j} \log p(c \mid x'_\alpha)\, d\alpha ,
+.. math:: \phi_j(c) = -\int_0^1 \frac{\partial}{\partial \alpha_j}
+          \log \frac{p(c \mid x'_\alpha)}{1 - p(c \mid x'_\alpha)}\, d\alpha ,
+          \qquad x'_\alpha = (1 - \alpha)\, x + \alpha\, b ,
 
-where alpha, the same at all positions, grows from no noise to noise alone. Over the positions it
-adds up to :math:`\log p(c \mid x) - \mathbb{E} \log p(c \mid \text{noise})`: these are
-integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365), the shares of
-Aumann and Shapley, through the bottleneck instead of the input. Maps are weighted by the mean of
-the slopes at two levels of noise.
+where x are the features of an example, b those of its baseline, and alpha, the same at all
+positions, grows from 0 to 1. Over the positions it adds up to what the log odds lose on the way:
+these are integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365), the
+shares of Aumann and Shapley, of features instead of pixels (Captum's
+``LayerIntegratedGradients``), summed over the channels.
 """
 
 from __future__ import annotations
@@ -22,42 +23,34 @@ import torch
 from torch import Tensor
 
 from captum_mi.gradients import gradients_of, no_gradient
-from captum_mi.networks import Networks
 from captum_mi.passes import Pass, Passes
 from captum_mi.readout import Readout
-from captum_mi.refinement import shared_noise
 from captum_mi.replay import Replay
 from captum_mi.sites import Site
 
 __all__ = ["LEVELS", "Decision"]
 
-#: Where slopes are measured: a decision is hardly left at higher levels, and slopes are noise.
-LEVELS = (0.25, 0.5)
-
-_EDGE = 1e-3  # levels of noise keep away from 0 and 1
+#: Where slopes are measured: the middles of two halves of the way.
+LEVELS = (0.25, 0.75)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A batch's decision for a class each, seen from the bottleneck.
+    """A batch's decision for a class each.
 
     Attributes:
         passes: passes of the model.
-        networks: the fit.
         readout: tells the probability of classes in a pass.
         inputs: one batch.
         args: additional forward arguments of the batch.
-        z: standardised features of the first pass.
         index: classes ``(N, S)``.
         before: what the first pass kept for second ones.
     """
 
     passes: Passes
-    networks: Networks
     readout: Readout
     inputs: tuple[Tensor, ...]
     args: tuple[Any, ...]
-    z: dict[Site, Tensor]
     index: Tensor
     before: Replay = field(default_factory=Replay)
 
@@ -65,44 +58,36 @@ class Decision:
         """``log p(c)`` of a pass, ``(N,)``."""
         return self.readout.log_probability(one, self.index)
 
-    def shares(self, levels: Sequence[float] = LEVELS) -> Tensor:
-        """Shares of the positions: their mean slope over levels of noise.
-
-        The draw of noise at each level serves all examples, so that an example's shares depend
-        neither on its batch nor on the call.
-
-        Returns:
-            ``(N, 1, *positions)`` on the finest grid, in nats.
-        """
-        slopes = []
-        for i, level in enumerate(levels):
-            noise = shared_noise({site: self.z[site] for site in self.networks.noised_sites}, i)
-            slopes.append(self.slope_at(level, noise))
-        return torch.stack(slopes).mean(0)
-
-    def slope_at(self, level: float, noise: dict[Site, Tensor]) -> Tensor:
-        r"""What the decision loses at each position at one level of noise.
-
-        .. math:: -\frac{\partial}{\partial \alpha_j} \log p(c \mid x'_\alpha)
-                  \quad \text{where all } \alpha_j \text{ are the level.}
+    def shares(
+        self, site: Site, baselines: tuple[Tensor, ...], levels: Sequence[float] = LEVELS
+    ) -> Tensor:
+        """Shares of a site's positions: their mean slope over levels of alpha.
 
         Args:
-            level: alpha everywhere, in [0, 1].
-            noise: the draw for each site.
+            site: whose features are taken to those of the baselines.
+            baselines: of the inputs' shapes.
+            levels: alphas, in [0, 1].
 
         Returns:
-            ``(N, 1, *positions)`` on the finest grid, in nats.
+            ``(N, 1, *positions)``, in nats.
 
         Raises:
-            RuntimeError: if the prediction cannot be differentiated by alpha.
+            RuntimeError: if the prediction cannot be differentiated by the features.
         """
-        networks, z = self.networks, self.z
-        grid = z[networks.finest_site(z)][:, :1]
+        blank = site.of(self.passes.features(baselines, self.args, [site.layer]))
+        return torch.stack([self._slope_at(level, site, blank) for level in levels]).mean(0)
+
+    def _slope_at(self, level: float, site: Site, blank: Tensor) -> Tensor:
+        """What the log odds lose at each position as alpha grows there, at one level of it."""
+
+        def mix(features: Tensor) -> Tensor:
+            return (features + alpha * (blank - features)).to(features.dtype)
+
         with torch.enable_grad():
-            alpha = torch.full_like(grid, min(max(level, _EDGE), 1 - _EDGE)).requires_grad_()
-            noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
-            second = self.passes.second(self.inputs, self.args, noised, self.before)
-            total = self.log_probability(second).sum()
+            shape = (len(blank), 1, *blank.shape[2:])
+            alpha = torch.full(shape, level, device=blank.device).requires_grad_()
+            second = self.passes.second(self.inputs, self.args, {site: mix}, self.before)
+            total = self.readout.log_odds(second, self.index).sum()
         slope = gradients_of(total, [alpha])[0] if total.requires_grad else None
         if slope is None:
             raise no_gradient(

@@ -1,22 +1,22 @@
-"""Shares in a decision: known truth, finite differences, and what they add up to."""
+"""Shares in a decision: a slow twin, a known truth, and what they add up to."""
 
 import dataclasses
 
 import pytest
 import torch
+from captum.attr import LayerIntegratedGradients
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.readout import Readout
-from captum_mi.refinement import shared_noise
 from captum_mi.replay import Replay
-from captum_mi.shares import Decision
+from captum_mi.shares import LEVELS, Decision
 
 
 @pytest.fixture
 def parts(net, images, quick_fit):
-    """A fit with two bottlenecks, in float64: its passes, networks and classes."""
+    """A fit with two bottlenecks, in float64: a decision, the finest site, and baselines."""
     attr = quick_fit(
         InfoBottleneckAttribution(net.double(), ["stage1", "stage2"], head_layers=[]),
         [images.double()],
@@ -25,45 +25,46 @@ def parts(net, images, quick_fit):
         passes, networks = attr._reading_passes(), attr.networks.double()
         inputs = (images[:4].double(),)
         first = passes.first(inputs, (), networks.noised_sites)
-        z, index = networks.standardise(first.layers), torch.tensor([[0], [1], [2], [1]])
-        noise = shared_noise({site: z[site] for site in networks.noised_sites}, 0)
+        site = networks.finest_site(networks.standardise(first.layers))
         readout = Readout(networks.output.double(), None, None, torch.float64)
-        decision = Decision(passes, networks, readout, inputs, (), z, index, first.before)
-        yield decision, first, noise
+        index = torch.tensor([[0], [1], [2], [1]])
+        decision = Decision(passes, readout, inputs, (), index, first.before)
+        yield decision, site, (torch.full_like(inputs[0], 0.3),)
 
 
-def test_a_slope_at_a_level_by_finite_differences(parts):
-    decision, _, noise = parts
-    networks, z, step = decision.networks, decision.z, 1e-6
-    slope = decision.slope_at(0.3, noise)
+class LogOdds(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
 
-    def log_p(change):
-        alpha = torch.full((4, 1, *networks.positions(z)), 0.3, dtype=torch.float64)
-        alpha[..., 1, 2] += change
-        noised = networks.injections(networks.spread(torch.logit(alpha), z), noise)
-        second = decision.passes.second(decision.inputs, (), noised)
-        return second.prediction.log_softmax(1).gather(1, decision.index)[:, 0]
+    def forward(self, x):
+        return torch.logit(self.net(x).softmax(1))
 
-    expected = (log_p(-step) - log_p(step)) / (2 * step)
-    torch.testing.assert_close(slope[:, 0, 1, 2], expected, rtol=1e-4, atol=1e-7)
+
+def test_shares_are_captums_integrated_gradients_of_the_log_odds(parts):
+    decision, site, baselines = parts
+    odds = LogOdds(decision.passes.model)
+    captum = LayerIntegratedGradients(odds, odds.net.get_submodule(site.layer))
+    with torch.enable_grad():
+        expected = captum.attribute(
+            decision.inputs[0], baselines[0], target=decision.index[:, 0],
+            n_steps=len(LEVELS), method="riemann_middle",
+        ).sum(1, keepdim=True)
+    torch.testing.assert_close(decision.shares(site, baselines).double(), expected.detach())
 
 
 def test_shares_are_the_same_without_what_the_first_pass_kept(parts):
-    decision, _, _ = parts
+    decision, *where = parts
     anew = dataclasses.replace(decision, before=Replay())
-    torch.testing.assert_close(decision.shares(), anew.shares(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(decision.shares(*where), anew.shares(*where))
 
 
-def test_shares_add_up_to_what_the_decision_loses(parts, monkeypatch):
-    decision, first, noise = parts
-    networks, z = decision.networks, decision.z
-    monkeypatch.setattr("captum_mi.shares.shared_noise", lambda z, seed: noise)
-    everywhere = {site: torch.full_like(z[site][:, :1], 50.0) for site in networks.noised_sites}
-    last = decision.passes.second(
-        decision.inputs, (), networks.injections(everywhere, noise))
-    lost = [decision.log_probability(one) for one in (first, last)]
-    total = decision.shares([(i + 0.5) / 400 for i in range(400)]).sum((1, 2, 3))
-    torch.testing.assert_close(total, lost[0] - lost[1], rtol=0.02, atol=0.02)
+def test_shares_add_up_to_what_the_decision_loses(parts):
+    decision, site, baselines = parts
+    odds = LogOdds(decision.passes.model)
+    lost = (odds(decision.inputs[0]) - odds(baselines[0])).gather(1, decision.index)[:, 0]
+    total = decision.shares(site, baselines, [(i + 0.5) / 400 for i in range(400)])
+    torch.testing.assert_close(total.sum((1, 2, 3)).double(), lost.detach(), rtol=1e-3, atol=1e-3)
 
 
 class Sums(nn.Module):
@@ -126,8 +127,8 @@ def measured(attr, x, label, monkeypatch):
     """Shares that a refined map is weighted by."""
     found = []
     original = Decision.shares
-    monkeypatch.setattr(Decision, "shares", lambda self: found.append(
-        original(self)) or found[-1])
+    monkeypatch.setattr(Decision, "shares", lambda *where: found.append(
+        original(*where)) or found[-1])
     attr.attribute(x, label, refine_steps=4)
     monkeypatch.setattr(Decision, "shares", original)
     return found[-1][:, 0]
