@@ -4,8 +4,9 @@
         --out benchmarks/results/read_outs
 
 A controlled experiment: the fit stays, only what is read off it changes. The last rows ask where
-Occlusion differs: in what it finds for the class, or in what it finds against it? Writes
-``OUT.csv`` and ``OUT.md``.
+Occlusion differs: in what it finds for the class, or in what it finds against it? Writes ``OUT``
+and, where there are boxes, ``OUT_posterior``, how probable these are by powers of the posterior,
+``.csv`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from captum.attr import Occlusion
 from compare_methods import fitted
 from evaluation import Evaluation, Heat, evaluation_set, mosaics
@@ -30,9 +32,16 @@ from captum_mi.bottleneck import keep
 from captum_mi.grid import resize
 from captum_mi.heatmap import combine, to_input
 from captum_mi.hooks import LayerOutput, capture_only
-from captum_mi.posterior import capacity_prior, position_posterior, spread
+from captum_mi.posterior import (
+    SHARPNESS,
+    capacity_prior,
+    position_posterior,
+    sharpened,
+    spread,
+)
 
 _AGAINST = 0.5  # weight of what speaks against a class, to 1 of what speaks for it
+POWERS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 METRICS = ("degradation", "EHR", "box", "pointing", "GridPG")
 
 
@@ -97,10 +106,24 @@ def _sizes(maps: Tensor) -> Tensor:
     return maps.abs().sum((1, 2, 3), keepdim=True).clamp_min(tiny)
 
 
-def by_posterior(parts: Parts, witnesses: list[Tensor], prior: Tensor) -> list[Tensor]:
-    """Evidence spread by the posterior of some witnesses."""
-    posterior = position_posterior(witnesses, prior)
+def by_posterior(
+    parts: Parts, witnesses: list[Tensor], prior: Tensor, power: float = SHARPNESS
+) -> list[Tensor]:
+    """Evidence spread by a power of the posterior of some witnesses."""
+    posterior = position_posterior(witnesses, prior) ** (power / SHARPNESS)
     return [spread(one, posterior) for one in parts.sufficient]
+
+
+@torch.no_grad()
+def log_score(parts: list[Parts], boxes: Tensor, power: float) -> Tensor:
+    """Log of the probability of the box ``(n,)``, by a power of the posterior, in nats."""
+    scores = []
+    for one, inside in zip(parts, boxes.split([len(p.images) for p in parts])):
+        posterior = sharpened(position_posterior(
+            [*one.sufficient, one.general[-1]], capacity_prior(one.alpha_logit)), power)
+        share = F.adaptive_avg_pool2d(inside[:, None].double(), posterior.shape[2:])
+        scores.append((posterior * share).sum((1, 2, 3)).log())
+    return torch.cat(scores)
 
 
 def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
@@ -122,6 +145,10 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
             p, [*p.sufficient, p.general[-1]], prior(p)),
         "... with a uniform prior": lambda p: by_posterior(
             p, [*p.sufficient, p.general[-1]], torch.ones_like(prior(p))),
+        "... to the power 1": lambda p: by_posterior(
+            p, [*p.sufficient, p.general[-1]], prior(p), 1),
+        "... to the power 3": lambda p: by_posterior(
+            p, [*p.sufficient, p.general[-1]], prior(p), 3),
         "... without the deepest head": lambda p: by_posterior(p, p.sufficient, prior(p)),
         "... of clean evidence": lambda p: by_posterior(p, p.general, prior(p)),
         "evidence by posterior + (1 - alpha) x clean evidence": lambda p: [
@@ -194,6 +221,13 @@ def main() -> None:
     )
     title = f"Read-outs of one fit, {options.model}"
     print(write_table(options.out, title, ["read-out", *metrics], rows, note))
+    if photos.boxes is not None:
+        scores = [[f"{power:g}", mean_and_error(log_score(parts, photos.boxes, power))]
+                  for power in POWERS]
+        print(write_table(
+            options.out.with_name(f"{options.out.name}_posterior"),
+            f"Probability of the box by powers of the posterior, {options.model}",
+            ["power", "log probability, nats"], scores, note))
 
 
 if __name__ == "__main__":

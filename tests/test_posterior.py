@@ -49,7 +49,8 @@ def test_layers_of_other_grids_are_resized_and_extremes_stay_finite():
 def test_spreading_a_map_by_hand():
     maps = torch.tensor([[[2.0, 1.0, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
     posterior = torch.tensor([[[0.1, 0.2, 0.6, 0.1]]]).expand(2, 1, 4)
-    weight = [0.95 * 0.1 + 0.05 / 4, 0.95 * 0.2 + 0.05 / 4]
+    squares = 0.1**2 + 0.2**2 + 0.6**2 + 0.1**2
+    weight = [0.95 * p**2 / squares + 0.05 / 4 for p in (0.1, 0.2)]
     parts = [2 * weight[0], 1 * weight[1]]
     moved = [3 * part / sum(parts) for part in parts]
     expected = torch.tensor([[[*moved, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
