@@ -91,8 +91,8 @@ class Output(nn.Module):
         """Of raw predictions, ``log p(index)`` ``(N,)`` of classes ``(N, S)``, one event."""
         raise NotImplementedError
 
-    def log_odds(self, raw: Tensor, index: Tensor) -> Tensor:
-        """Of raw predictions, ``log p(index) - log (1 - p(index))``, ``(N,)``."""
+    def logit(self, raw: Tensor, index: Tensor) -> Tensor:
+        """Of raw predictions, the logit ``(N,)`` of an event; unlike ``log p`` it never levels."""
         raise NotImplementedError
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
@@ -194,11 +194,9 @@ class CategoricalOutput(Output):
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return self._log_probabilities(raw).gather(1, index).logsumexp(-1)
 
-    def log_odds(self, raw: Tensor, index: Tensor) -> Tensor:
-        # By the others' probability, since 1 - p would lose its digits where p is nearly 1.
-        log_p = self._log_probabilities(raw)
-        others = log_p.scatter(1, index, torch.finfo(log_p.dtype).min)
-        return log_p.gather(1, index).logsumexp(-1) - others.logsumexp(-1)
+    def logit(self, raw: Tensor, index: Tensor) -> Tensor:
+        """``log p`` less its mean over all classes: what is added to all logits is no matter."""
+        return self.log_probability(raw, index) - self._log_probabilities(raw).mean(-1)
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return categorical_kl(self._log_probabilities(first), self._log_probabilities(second))
@@ -279,7 +277,8 @@ class BernoulliOutput(Output):
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return F.logsigmoid(self._logits(raw).gather(1, index)).sum(-1)
 
-    def log_odds(self, raw: Tensor, index: Tensor) -> Tensor:
+    def logit(self, raw: Tensor, index: Tensor) -> Tensor:
+        """``log p - log (1 - p)``."""
         log_p = self.log_probability(raw, index)
         tiny = torch.finfo(log_p.dtype).tiny
         return log_p - (-torch.expm1(log_p.clamp_max(-tiny))).log()

@@ -12,12 +12,13 @@ from captum_mi.grid import n_positions, resize
 
 __all__ = ["SHARPNESS", "capacity_prior", "position_posterior", "sharpened", "spread"]
 
-#: Power of the posterior by which it tells best where a class is.
+#: Power of the posterior that maps are weighted by: the boxes of objects are most probable,
+#: in the mean of the logarithm over several networks, by a power of 3/2 to 2.
 SHARPNESS = 2.0
 
 _NOWHERE = 0.05  # probability that no one position shows the class
 _OF_LOSSES = 0.5  # weight of the losses of many blocks, to 1 of posterior times share
-_OF_SHARES = 0.15  # weight of signed shares, beside their positive part's
+_OF_SHARES = 0.1  # weight of signed shares, beside their positive part's
 _UNFELT = 0.5  # losses, or shares, of so many nats in all count half
 _AS_FEW = 8  # so many pairs of halves have half the weight of many
 _UNSEEN = 0.01  # of the probability: halves that differ by so little count half
@@ -63,9 +64,7 @@ def position_posterior(evidence: Sequence[Tensor], prior: Tensor) -> Tensor:
 def sharpened(posterior: Tensor, power: float = SHARPNESS) -> Tensor:
     r"""A power of a posterior, normalised, that allows for a class that no one position shows.
 
-    The posterior is too timid: what it says of the position is in the box of an object with a
-    higher probability, in the mean of its logarithm, if it is squared. With a probability of 1/20
-    the class may be anywhere.
+    With a probability of 1/20 the class may be anywhere.
 
     Args:
         posterior: ``(N, 1, *positions)``, of any scale.

@@ -71,10 +71,10 @@ class Readout:
         output, raw = self._classes_of(one)
         return output.log_probability(raw, index)
 
-    def log_odds(self, one: Pass, index: Tensor) -> Tensor:
-        """``log p - log (1 - p)`` of the same, ``(N,)``."""
+    def logit(self, one: Pass, index: Tensor) -> Tensor:
+        """The logit of the same, ``(N,)``, in nats."""
         output, raw = self._classes_of(one)
-        return output.log_odds(raw, index)
+        return output.logit(raw, index)
 
     def _classes_of(self, one: Pass) -> tuple[Output, Tensor]:
         """Raw predictions of classes in a pass, and what they are."""

@@ -1,13 +1,13 @@
 r"""Shares of positions in a decision: integrated gradients through the features.
 
-The share of position j in class c, in nats of log odds, is
+The share of position j in class c, in nats, is
 
-.. math:: \phi_j(c) = -\int_0^1 \frac{\partial}{\partial \alpha_j}
-          \log \frac{p(c \mid x'_\alpha)}{1 - p(c \mid x'_\alpha)}\, d\alpha ,
+.. math:: \phi_j(c) = -\int_0^1 \frac{\partial}{\partial \alpha_j}\, l_c(x'_\alpha)\, d\alpha ,
           \qquad x'_\alpha = (1 - \alpha)\, x + \alpha\, b ,
 
-where x are the features of an example, b those of its baseline, and alpha, the same at all
-positions, grows from 0 to 1. Over the positions it adds up to what the log odds lose on the way:
+where :math:`l_c` is the logit of the class, x are the features of an example, b those of its
+baseline, and alpha, the same at all positions, grows from 0 to 1. Over the positions it adds up
+to what the logit loses on the way:
 these are integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365), the
 shares of Aumann and Shapley, of features instead of pixels (Captum's
 ``LayerIntegratedGradients``), summed over the channels.
@@ -78,7 +78,7 @@ class Decision:
         return torch.stack([self._slope_at(level, site, blank) for level in levels]).mean(0)
 
     def _slope_at(self, level: float, site: Site, blank: Tensor) -> Tensor:
-        """What the log odds lose at each position as alpha grows there, at one level of it."""
+        """What the logit loses at each position as alpha grows there, at one level of it."""
 
         def mix(features: Tensor) -> Tensor:
             return (features + alpha * (blank - features)).to(features.dtype)
@@ -87,7 +87,7 @@ class Decision:
             shape = (len(blank), 1, *blank.shape[2:])
             alpha = torch.full(shape, level, device=blank.device).requires_grad_()
             second = self.passes.second(self.inputs, self.args, {site: mix}, self.before)
-            total = self.readout.log_odds(second, self.index).sum()
+            total = self.readout.logit(second, self.index).sum()
         slope = gradients_of(total, [alpha])[0] if total.requires_grad else None
         if slope is None:
             raise no_gradient(

@@ -329,22 +329,17 @@ def test_probabilities_of_events_by_a_slow_twin(kind, index):
     expected = chosen.prod(1) if kind == "bernoulli" else chosen.sum(1)
     got = output.log_probability(raw, torch.tensor(index).expand(50, -1))
     torch.testing.assert_close(got, expected.log())
-    odds = output.log_odds(raw, torch.tensor(index).expand(50, -1))
-    torch.testing.assert_close(odds, torch.logit(expected))
+    logit = output.logit(raw, torch.tensor(index).expand(50, -1))
+    others = torch.log1p(-expected) if kind == "bernoulli" else of_each.log().mean(1)
+    torch.testing.assert_close(logit, expected.log() - others)
 
 
 @pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
-def test_log_odds_keep_their_slope_where_a_class_is_as_good_as_certain(kind):
+def test_a_logit_keeps_its_slope_where_a_class_is_as_good_as_certain(kind):
     output = make_output(kind, (2,) if kind == "categorical" else (1,))
     raw = torch.tensor([[60.0, 0.0]] if kind == "categorical" else [[60.0]]).requires_grad_()
-    odds = output.log_odds(raw, torch.tensor([[0]]))
-    odds.sum().backward()
-    torch.testing.assert_close(odds, torch.tensor([60.0]))
-    torch.testing.assert_close(raw.grad[:, 0], torch.tensor([1.0]))
-
-
-def test_log_odds_of_all_classes_have_no_slope():
-    raw = torch.randn(3, 4).requires_grad_()
-    odds = make_output("categorical", (4,)).log_odds(raw, torch.arange(4).expand(3, -1))
-    odds.sum().backward()
-    torch.testing.assert_close(raw.grad, torch.zeros(3, 4), atol=1e-6, rtol=0)
+    logit = output.logit(raw, torch.tensor([[0]]))
+    logit.sum().backward()
+    half = 0.5 if kind == "categorical" else 1.0
+    torch.testing.assert_close(logit, torch.tensor([60.0 * half]))
+    torch.testing.assert_close(raw.grad[:, 0], torch.tensor([half]))

@@ -32,19 +32,20 @@ def parts(net, images, quick_fit):
         yield decision, site, (torch.full_like(inputs[0], 0.3),)
 
 
-class LogOdds(nn.Module):
+class Logits(nn.Module):
     def __init__(self, net):
         super().__init__()
         self.net = net
 
     def forward(self, x):
-        return torch.logit(self.net(x).softmax(1))
+        logits = self.net(x)
+        return logits - logits.mean(1, keepdim=True)
 
 
-def test_shares_are_captums_integrated_gradients_of_the_log_odds(parts):
+def test_shares_are_captums_integrated_gradients_of_the_logit(parts):
     decision, site, baselines = parts
-    odds = LogOdds(decision.passes.model)
-    captum = LayerIntegratedGradients(odds, odds.net.get_submodule(site.layer))
+    logits = Logits(decision.passes.model)
+    captum = LayerIntegratedGradients(logits, logits.net.get_submodule(site.layer))
     with torch.enable_grad():
         expected = captum.attribute(
             decision.inputs[0], baselines[0], target=decision.index[:, 0],
@@ -61,8 +62,8 @@ def test_shares_are_the_same_without_what_the_first_pass_kept(parts):
 
 def test_shares_add_up_to_what_the_decision_loses(parts):
     decision, site, baselines = parts
-    odds = LogOdds(decision.passes.model)
-    lost = (odds(decision.inputs[0]) - odds(baselines[0])).gather(1, decision.index)[:, 0]
+    logits = Logits(decision.passes.model)
+    lost = (logits(decision.inputs[0]) - logits(baselines[0])).gather(1, decision.index)[:, 0]
     total = decision.shares(site, baselines, [(i + 0.5) / 400 for i in range(400)])
     torch.testing.assert_close(total.sum((1, 2, 3)).double(), lost.detach(), rtol=1e-3, atol=1e-3)
 
