@@ -687,6 +687,7 @@ class BottleneckAttribution(InternalAttribution):
 
         Raises:
             FileNotFoundError: if the file's folder does not exist.
+            IsADirectoryError: if the path is a folder.
         """
         fit = self._fitted()
         tensors = {f"networks.{k}": v for k, v in fit.networks.state_dict().items()}

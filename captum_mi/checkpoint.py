@@ -29,6 +29,8 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
     }
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder for {str(path)!r}; make it first")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it")
     document = {"format": FORMAT, "versions": versions, **state}
     # Clones: safetensors refuses tensors that share memory, as tied weights do.
     saved = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

@@ -67,6 +67,8 @@ def test_a_downstream_function_is_asked_for_again(tmp_path, net, images, quick_f
 def test_a_missing_folder_is_named(tmp_path, fitted):
     with pytest.raises(FileNotFoundError, match=r"no folder for .*there.fit.safetensors"):
         fitted.save(tmp_path / "not there" / "fit.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        fitted.save(tmp_path)
 
 
 def test_missing_corrupted_and_foreign_files(tmp_path, path, net):

@@ -115,6 +115,24 @@ def test_several_tiles_per_step_read_the_same_curve_more_coarsely():
 def test_degradation_rejects_other_shapes():
     with pytest.raises(ValueError, match="a tile that divides"):
         degradation(brightness, torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), MAP, tile=3)
+    with pytest.raises(ValueError, match="a tile that divides.*tile 0"):
+        degradation(brightness, torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), MAP, tile=0)
+
+
+@pytest.mark.parametrize(("score", "target", "message"), [
+    (lambda x, t: x.sum((1, 2, 3)), 3, "a target for each of 2 images; got 3"),
+    (lambda x, t: x.sum((1, 2, 3)), torch.zeros(5), r"a target for each of 2 images; got \(5,\)"),
+    (lambda x, t: x.sum(), torch.zeros(2), r"score returned \(\) for"),
+    (lambda x, t: x.sum((1, 2, 3)) / 0, torch.zeros(2), r"score is NaN for images \[0, 1\]"),
+])
+def test_scores_that_cannot_be_measured(score, target, message):
+    with pytest.raises(ValueError, match=message):
+        degradation(score, torch.zeros(2, 1, 4, 4), torch.rand(2, 4, 4), target, tile=2)
+
+
+def test_no_levels_of_heat():
+    with pytest.raises(ValueError, match="levels must be at least 1; got 0"):
+        effective_heat_ratio(torch.rand(1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool), levels=0)
 
 
 def test_degradation_is_insertion_minus_deletion_on_one_canvas():

@@ -89,6 +89,8 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, levels: int = 19) -> Tenso
         ``(N,)`` in [0, 1]; a map without positive heat scores as a uniform one.
     """
     _check(maps, masks)
+    if levels < 1:
+        raise ValueError(f"levels must be at least 1; got {levels}")
     heat = maps.flatten(1).double().clamp_min(0)
     heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, torch.ones_like(heat))
     heat, hits = _hottest_first(heat, masks)

@@ -29,7 +29,7 @@ def tile_heat(images: Tensor, maps: Tensor, tile: int) -> Tensor:
             does not divide.
     """
     n, _, h, w = images.shape
-    if maps.shape != (n, h, w) or h % tile or w % tile:
+    if maps.shape != (n, h, w) or tile < 1 or h % tile or w % tile:
         raise ValueError(
             f"expected maps {(n, h, w)} for images {tuple(images.shape)}, and a tile that "
             f"divides height and width; got maps {tuple(maps.shape)}, tile {tile}"
@@ -57,7 +57,13 @@ def scores_without(
         tile: side of a tile in pixels.
         baseline: what removed pixels become; broadcastable to the images.
         batch_size: images per call of ``score``.
+
+    Raises:
+        ValueError: for targets or scores that are not one for each image, or scores with NaN.
     """
+    if not isinstance(target, Tensor) or target.shape[:1] != images.shape[:1]:
+        got = tuple(target.shape) if isinstance(target, Tensor) else repr(target)
+        raise ValueError(f"expected a target for each of {len(images)} images; got {got}")
     h, w = images.shape[2:]
     device = images.device
     canvas = torch.as_tensor(baseline, dtype=images.dtype, device=device).expand(images.shape)
@@ -68,4 +74,13 @@ def scores_without(
         mask = gone[i, j].view(-1, 1, h // tile, w // tile)
         mask = mask.repeat_interleave(tile, 2).repeat_interleave(tile, 3)
         values.append(score(torch.where(mask, canvas[i], images[i]), target[i]))
-    return torch.cat(values).reshape(n, k)
+        if values[-1].shape != i.shape:
+            raise ValueError(
+                f"score returned {tuple(values[-1].shape)} for {len(i)} images; expected a value "
+                "for each"
+            )
+    scores = torch.cat(values).reshape(n, k)
+    if scores.isnan().any():
+        bad = scores.isnan().any(1).nonzero().flatten().tolist()
+        raise ValueError(f"score is NaN for images {bad} with tiles removed")
+    return scores
