@@ -209,18 +209,11 @@ def main() -> None:
     photos, grids = evaluation.photos, evaluation.grids
     parts = parts_of(attr, photos.images, photos.labels)
     of_grids = parts_of(attr, grids.images, grids.targets)
-    rows = []
-    for name, read in tqdm(read_outs().items(), desc="read-outs"):
-        heat = Heat(heat_of(parts, read, photos.images), heat_of(of_grids, read, grids.images))
-        rows.append([name, *(mean_and_error(evaluation.measure(m, heat)) for m in metrics)])
-        print(*rows[-1], sep="  ", flush=True)
     note = (
         f"{len(photos.images)} correctly classified validation images, those that settings were "
         "chosen on; mean ± standard error.\n\n"
         + provenance(model=options.model, layers="+".join(attr.layers), seed=options.seed)
     )
-    title = f"Read-outs of one fit, {options.model}"
-    print(write_table(options.out, title, ["read-out", *metrics], rows, note))
     if photos.boxes is not None:
         scores = [[f"{power:g}", mean_and_error(log_score(parts, photos.boxes, power))]
                   for power in POWERS]
@@ -228,6 +221,13 @@ def main() -> None:
             options.out.with_name(f"{options.out.name}_posterior"),
             f"Probability of the box by powers of the posterior, {options.model}",
             ["power", "log probability, nats"], scores, note))
+    rows = []
+    for name, read in tqdm(read_outs().items(), desc="read-outs"):
+        heat = Heat(heat_of(parts, read, photos.images), heat_of(of_grids, read, grids.images))
+        rows.append([name, *(mean_and_error(evaluation.measure(m, heat)) for m in metrics)])
+        print(*rows[-1], sep="  ", flush=True)
+    title = f"Read-outs of one fit, {options.model}"
+    print(write_table(options.out, title, ["read-out", *metrics], rows, note))
 
 
 if __name__ == "__main__":

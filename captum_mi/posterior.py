@@ -12,8 +12,7 @@ from captum_mi.grid import n_positions, resize
 
 __all__ = ["SHARPNESS", "capacity_prior", "position_posterior", "sharpened", "spread"]
 
-#: Power of the posterior that maps are weighted by: the boxes of objects are most probable,
-#: in the mean of the logarithm over several networks, by a power of 3/2 to 2.
+#: Power of the posterior that maps are weighted by.
 SHARPNESS = 2.0
 
 _NOWHERE = 0.05  # probability that no one position shows the class
