@@ -85,7 +85,8 @@ class Decision:
 
         with torch.enable_grad():
             shape = (len(blank), 1, *blank.shape[2:])
-            alpha = torch.full(shape, level, device=blank.device).requires_grad_()
+            dtype = torch.promote_types(blank.dtype, torch.float32)
+            alpha = torch.full(shape, level, dtype=dtype, device=blank.device).requires_grad_()
             second = self.passes.second(self.inputs, self.args, {site: mix}, self.before)
             total = self.readout.logit(second, self.index).sum()
         slope = gradients_of(total, [alpha])[0] if total.requires_grad else None

@@ -51,13 +51,14 @@ def test_shares_are_captums_integrated_gradients_of_the_logit(parts):
             decision.inputs[0], baselines[0], target=decision.index[:, 0],
             n_steps=len(LEVELS), method="riemann_middle",
         ).sum(1, keepdim=True)
-    torch.testing.assert_close(decision.shares(site, baselines).double(), expected.detach())
+    torch.testing.assert_close(decision.shares(site, baselines), expected.detach())
 
 
 def test_shares_are_the_same_without_what_the_first_pass_kept(parts):
     decision, *where = parts
     anew = dataclasses.replace(decision, before=Replay())
-    torch.testing.assert_close(decision.shares(*where), anew.shares(*where))
+    torch.testing.assert_close(
+        decision.shares(*where), anew.shares(*where), rtol=1e-12, atol=1e-12)
 
 
 def test_shares_add_up_to_what_the_decision_loses(parts):
@@ -65,7 +66,7 @@ def test_shares_add_up_to_what_the_decision_loses(parts):
     logits = Logits(decision.passes.model)
     lost = (logits(decision.inputs[0]) - logits(baselines[0])).gather(1, decision.index)[:, 0]
     total = decision.shares(site, baselines, [(i + 0.5) / 400 for i in range(400)])
-    torch.testing.assert_close(total.sum((1, 2, 3)).double(), lost.detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(total.sum((1, 2, 3)), lost.detach(), rtol=1e-3, atol=1e-3)
 
 
 class Sums(nn.Module):
