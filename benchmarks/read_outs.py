@@ -77,6 +77,16 @@ class Parts:
         self.alpha_logit = networks.alpha_map(z)
         self.default = attr.attribute(images, target).sum(1, keepdim=True)
 
+    @property
+    def witnesses(self) -> list[Tensor]:
+        """Evidence that the default's posterior is made of."""
+        return [*self.sufficient, self.general[-1]]
+
+    @cached_property
+    def posterior(self) -> Tensor:
+        """The default's posterior over positions."""
+        return position_posterior(self.witnesses, capacity_prior(self.alpha_logit))
+
     @cached_property
     def occlusion(self) -> Tensor:
         """Occlusion, as in the comparison, at the input's resolution."""
@@ -106,11 +116,8 @@ def _sizes(maps: Tensor) -> Tensor:
     return maps.abs().sum((1, 2, 3), keepdim=True).clamp_min(tiny)
 
 
-def by_posterior(
-    parts: Parts, witnesses: list[Tensor], prior: Tensor, power: float = SHARPNESS
-) -> list[Tensor]:
-    """Evidence spread by a power of the posterior of some witnesses."""
-    posterior = position_posterior(witnesses, prior) ** (power / SHARPNESS)
+def by_posterior(parts: Parts, posterior: Tensor) -> list[Tensor]:
+    """Evidence spread by a posterior."""
     return [spread(one, posterior) for one in parts.sufficient]
 
 
@@ -119,8 +126,7 @@ def log_score(parts: list[Parts], boxes: Tensor, power: float) -> Tensor:
     """Log of the probability of the box ``(n,)``, by a power of the posterior, in nats."""
     scores = []
     for one, inside in zip(parts, boxes.split([len(p.images) for p in parts])):
-        posterior = sharpened(position_posterior(
-            [*one.sufficient, one.general[-1]], capacity_prior(one.alpha_logit)), power)
+        posterior = sharpened(one.posterior, power)
         share = F.adaptive_avg_pool2d(inside[:, None].double(), posterior.shape[2:])
         scores.append((posterior * share).sum((1, 2, 3)).log())
     return torch.cat(scores)
@@ -139,21 +145,18 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
         "evidence x capacity": lambda p: times(p.sufficient, prior(p)),
         "sum with the deepest head": lambda p: [*p.sufficient, p.general[-1]],
         "evidence, layers first averaged, by posterior (default)": lambda p: [p.default],
-        "posterior alone": lambda p: [
-            position_posterior([*p.sufficient, p.general[-1]], prior(p)).float()],
-        "evidence by posterior": lambda p: by_posterior(
-            p, [*p.sufficient, p.general[-1]], prior(p)),
+        "posterior alone": lambda p: [p.posterior.float()],
+        "evidence by posterior": lambda p: by_posterior(p, p.posterior),
         "... with a uniform prior": lambda p: by_posterior(
-            p, [*p.sufficient, p.general[-1]], torch.ones_like(prior(p))),
-        "... to the power 1": lambda p: by_posterior(
-            p, [*p.sufficient, p.general[-1]], prior(p), 1),
-        "... to the power 3": lambda p: by_posterior(
-            p, [*p.sufficient, p.general[-1]], prior(p), 3),
-        "... without the deepest head": lambda p: by_posterior(p, p.sufficient, prior(p)),
-        "... of clean evidence": lambda p: by_posterior(p, p.general, prior(p)),
+            p, position_posterior(p.witnesses, torch.ones_like(prior(p)))),
+        "... to the power 1": lambda p: by_posterior(p, p.posterior ** (1 / SHARPNESS)),
+        "... to the power 3": lambda p: by_posterior(p, p.posterior ** (3 / SHARPNESS)),
+        "... without the deepest head": lambda p: by_posterior(
+            p, position_posterior(p.sufficient, prior(p))),
+        "... of clean evidence": lambda p: by_posterior(
+            p, position_posterior(p.general, prior(p))),
         "evidence by posterior + (1 - alpha) x clean evidence": lambda p: [
-            combine(by_posterior(p, [*p.sufficient, p.general[-1]], prior(p)),
-                    p.alpha_logit.shape[2:])
+            combine(by_posterior(p, p.posterior), p.alpha_logit.shape[2:])
             + combine(times(p.general[: len(p.sufficient)], keep(p.alpha_logit)),
                       p.alpha_logit.shape[2:])],
         "default, for the class alone": lambda p: [p.default.clamp_min(0)],
