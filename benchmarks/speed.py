@@ -189,7 +189,8 @@ def fit_step(
 
     A step is the difference of a long and a short fit; short steps, as on CUDA, need be many.
     """
-    few, many = 4, 10 if _DEVICE.type == "cpu" else 128
+    few = 2
+    many = few + (repeats if _DEVICE.type == "cpu" else 126)
     spans = []
     arithmetic = [arithmetic_seconds(model, images, amp, repeats)]
     for steps in (few, few, many):  # the first warms up
