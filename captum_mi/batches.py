@@ -118,7 +118,8 @@ def batches(
     if isinstance(loader, (Tensor, Dataset)) and not isinstance(loader, IterableDataset):
         raise TypeError(
             f"expected a loader that yields batches; got a {type(loader).__name__}, which yields "
-            "single examples. Pass DataLoader(dataset, batch_size), or [images] for one batch"
+            "single examples. Pass DataLoader(dataset, batch_size), DataLoader(dataset, "
+            "batch_size=None) if its items are batches, or [images] for one batch"
         )
     iterator = iter(loader)
     if iterator is loader:
@@ -267,13 +268,19 @@ class Signature:
 
 
 def check_inputs(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-    """Raise for empty inputs, NaN or Inf, and floating-point types other than the model's."""
+    """Raise for inputs of no or different lengths, other types than the model's, NaN or Inf."""
     check_types(inputs, dtype)
     check_finite(inputs)
 
 
 def check_types(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-    """Raise for empty inputs, and floating-point types other than the model's."""
+    """Raise for empty inputs, other numbers of examples or floating-point types than expected."""
+    if len({x.shape[:1] for x in inputs}) > 1:
+        raise ValueError(
+            f"inputs have shapes {[tuple(x.shape) for x in inputs]}; expected as many examples "
+            "in each, the batch first. What is the same for all examples is an additional "
+            "forward argument"
+        )
     for i, x in enumerate(inputs):
         if x.numel() == 0:
             raise ValueError(f"input {i} is empty: shape {tuple(x.shape)}")

@@ -85,8 +85,12 @@ class PrototypicalNetwork(nn.Module):
         return self.classify(self.encoder(query), episode)
 
     def classify(self, embedding: Tensor, episode: Episode) -> Tensor:
-        """Logits ``(N, ways)`` of embeddings ``(N, D)``: the downstream network."""
+        """Logits ``(N, ways)`` of embeddings ``(N, D)``: the downstream network.
+
+        In float32 or better: squares overflow in half precision.
+        """
         _check_episode(episode)
+        embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
         prototypes = episode.prototypes.to(embedding)
         if self.distance == "cosine":
             closeness = F.normalize(embedding, dim=1) @ F.normalize(prototypes, dim=1).T
@@ -137,7 +141,7 @@ def prototypes_of(embeddings: Tensor, labels: Tensor) -> Tensor:
     if not bool((count > 0).all()):
         absent = int((count == 0).nonzero()[0])
         raise ValueError(f"way {absent} has no support image; number the ways from 0")
-    return (member.T @ embeddings) / count[:, None]
+    return (member / count).T @ embeddings
 
 
 def _resnet50() -> nn.Module:
@@ -172,7 +176,8 @@ class EpisodeSampler:
         seed: of the draw.
 
     Raises:
-        ValueError: if too few classes have enough images; says how many do.
+        ValueError: for labels that are no integers, one for each example, or if too few classes
+            have enough images; says how many do.
 
     Example::
 
@@ -198,6 +203,11 @@ class EpisodeSampler:
         self.ways, self.shots, self.queries = ways, shots, queries
         self.episodes, self.seed = episodes, seed
         array = np.asarray(labels)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels are {array.dtype} of shape {array.shape}; expected the class of each "
+                "example, an integer"
+            )
         members = {int(label): np.flatnonzero(array == label) for label in np.unique(array)}
         self._members = {k: v for k, v in members.items() if len(v) >= shots + queries}
         if len(self._members) < ways:

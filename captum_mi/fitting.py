@@ -104,6 +104,20 @@ def _held_out(batch: Batch) -> Tensor:
     return example_bits(*batch.inputs) % _HELD_OUT_SHARE == 0
 
 
+def _told(batch: Batch, settings: Settings) -> list[Tensor]:
+    """The labels, if the second pass is held to them."""
+    if settings.task != "labels":
+        return []
+    if not isinstance(batch.labels, Tensor):
+        got = "inputs alone" if batch.labels is None else (
+            f"labels that are a {type(batch.labels).__name__} and no tensor")
+        raise ValueError(
+            f"task='labels' needs labels; the loader yielded {got}. Yield (inputs, labels), "
+            "or use task='prediction'"
+        )
+    return [batch.labels]
+
+
 def _warn_if_softmax(output: Output, raw: Tensor, advice: str) -> None:
     """Probabilities that are taken for logits: their softmax is nearly uniform."""
     if not isinstance(output, CategoricalOutput) or output.probabilities:
@@ -122,11 +136,12 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     """First walk: moments of features, marginals of y and of the predictions.
 
     Raises:
-        ValueError: for NaN or Inf in inputs, features or outputs.
+        ValueError: for NaN or Inf in inputs, features or outputs, or labels out of range.
     """
     streams = {site: StreamingMoments() for site in networks.all_sites}
     ys: list[Tensor] = []
     predictions: list[Tensor] = []
+    labels: list[Tensor] = []
     held_out = 0
     model, dtype = firsts.passes.model, networks.global_moments.mean.dtype
     bar = _bar(walk(), settings, desc="survey", unit="batch")
@@ -140,6 +155,7 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
         ys.append(_finite(first.y, "the global representation").to(dtype).cpu())
         same = first.prediction is first.y
         predictions.append(ys[-1] if same else first.prediction.to(dtype).cpu())
+        labels += _told(batch, settings)
         held_out += int(_held_out(batch).sum())
 
     if networks.design.noise == "matched":
@@ -173,6 +189,8 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
                 "prediction='categorical' if they are logits"
                 if firsts.passes.downstream is None else
                 "If they are probabilities, let downstream return their logarithm"))
+    for told in labels:
+        task_output.check_labels(told)
     uninformed = float(task_output.uninformed(_of_all(predictions, device)))
     networks.to(device)
     return Survey(
@@ -280,7 +298,7 @@ class _Trainer:
         """Update all networks on one batch and return the terms, in nats."""
         like = self.networks.global_moments.mean
         beta2 = like.new_full((), math.nan if self.beta2.value is None else self.beta2.value)
-        inputs, labels = batch.inputs, self._labels(batch)
+        inputs, labels = batch.inputs, _told(batch, self.settings)
 
         def work(beta2: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
             given, told = tensors[: len(inputs)], tensors[len(inputs) :]
@@ -305,19 +323,6 @@ class _Trainer:
         if not self.critics:
             del values["info_nce"]
         return values
-
-    def _labels(self, batch: Batch) -> list[Tensor]:
-        """The labels, if the second pass is held to them."""
-        if self.settings.task != "labels":
-            return []
-        if not isinstance(batch.labels, Tensor):
-            got = "inputs alone" if batch.labels is None else (
-                f"labels that are a {type(batch.labels).__name__} and no tensor")
-            raise ValueError(
-                f"task='labels' needs labels; the loader yielded {got}. Yield (inputs, labels), "
-                "or use task='prediction'"
-            )
-        return [batch.labels]
 
     def _terms_and_gradients(self, batch: Batch, beta2: Tensor) -> tuple[Tensor | None, ...]:
         """Terms of a step, in the order of their names, and the gradient of each parameter."""

@@ -107,6 +107,10 @@ class Output(nn.Module):
         """Loss of raw predictions against labels, in nats: ``(N,)``."""
         raise NotImplementedError
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise ValueError for values that no label has; apart from the loss, as it looks at them.
+        """
+
 
 def _gather(per_class: Tensor, index: Tensor) -> Tensor:
     """``(N, P, K)`` at ``(N, S)`` -> ``(N, P, S)``."""
@@ -221,6 +225,12 @@ class CategoricalOutput(Output):
             )
         return -log_p.gather(1, labels.reshape(-1, 1).long())[:, 0]
 
+    def check_labels(self, labels: Tensor) -> None:
+        if labels.is_floating_point():
+            _check_range(labels, 1, "probabilities")
+        else:
+            _check_range(labels, self.size - 1, f"indices of {self.size} classes")
+
 
 def _bernoulli_nll(logits: Tensor, y: Tensor) -> Tensor:
     y = y.expand_as(logits)
@@ -298,6 +308,9 @@ class BernoulliOutput(Output):
             )
         y = labels.reshape(len(labels), -1).to(self.marginal_logits.dtype)
         return _bernoulli_nll(self._logits(raw), y)
+
+    def check_labels(self, labels: Tensor) -> None:
+        _check_range(labels, 1, "0 or 1")
 
 
 class GaussianOutput(Output):
@@ -455,3 +468,12 @@ def _check_probabilities(flat: Tensor, sum_to_one: bool) -> None:
                 f"is off by {off:.4g}. For independent labels return logits, with "
                 "output='bernoulli'"
             )
+
+
+def _check_range(labels: Tensor, most: int, kind: str) -> None:
+    low, high = labels.min().item(), labels.max().item()
+    if not (low >= 0 and high <= most):
+        raise ValueError(
+            f"labels go from {low:g} to {high:g}; expected {kind}, from 0 to {most}. Leave out "
+            "examples without a label, or use task='prediction'"
+        )

@@ -91,6 +91,12 @@ def test_splits_by_class_and_by_image(root):
     ("bounding_boxes.txt", "\n5 10.0 5.0 20.0 15.0\n", "\n5 30.0 5.0 20.0 15.0\n",
      r"the box x 30, .* does not lie inside .*Bird_0001_5.jpg of 40x30 pixels",
      "box outside the image"),
+    ("bounding_boxes.txt", "\n5 10.0 5.0 20.0 15.0\n", "\n5 10.0 5.0 wide 15.0\n",
+     r"the box of .*Bird_0001_5.jpg is '10.0 5.0 wide 15.0'; expected four numbers",
+     "broken box"),
+    ("image_class_labels.txt", "\n5 2\n", "\n5 0\n",
+     r"image 5 \(002.Bird_1/Bird_0001_5.jpg\) has class 0; classes.txt has 1 to 8",
+     "unknown class"),
 ])
 def test_broken_index(root, file, old, new, message, reason):
     edit(root / file, old, new)
@@ -99,6 +105,12 @@ def test_broken_index(root, file, old, new, message, reason):
     birds = CUB200(root, on_error="skip")
     assert birds.skipped == {reason: 1}
     assert len(birds) == CLASSES * EACH - 1
+
+
+def test_a_part_that_lies_nowhere(root):
+    edit(root / "parts" / "part_locs.txt", "\n5 1 12.0 7.0 1\n", "\n5 1 12.0 ? 1\n")
+    with pytest.raises(ValueError, match=r"part_locs.txt:9: expected numbers x, y; got '12.0'"):
+        CUB200(root)
 
 
 def test_an_image_missing_from_the_index_of_images_is_not_there(root):

@@ -234,6 +234,40 @@ def test_labels_of_another_shape(net, images, quick_fit, labels, output, message
         quick_fit(attr, [(images, labels)], task="labels")
 
 
+@pytest.mark.parametrize(
+    ("labels", "output", "message"),
+    [
+        (torch.arange(32) % 5 + 1, None, "from 1 to 5; expected indices of 5 classes, from 0 to 4"),
+        (torch.arange(32) % 5 - 1, None, "from -1 to 3; expected indices of 5 classes"),
+        (torch.full((32, 5), 2.0), None, "from 2 to 2; expected probabilities, from 0 to 1"),
+        (torch.full((32, 5), -1), "bernoulli", "from -1 to -1; expected 0 or 1"),
+    ],
+)
+def test_labels_out_of_range(net, images, quick_fit, labels, output, message):
+    attr = InfoBottleneckAttribution(net, "stage2", output=output)
+    with pytest.raises(ValueError, match=message):
+        quick_fit(attr, [(images, labels)], task="labels")
+
+
+def test_inputs_of_different_lengths(quick_fit):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x, rows):
+            return self.conv(x).mean((2, 3)) + rows
+
+    x, rows = torch.randn(8, 3, 6, 6), torch.randn(1, 4)
+    attr = InfoBottleneckAttribution(Two(), "conv")
+    message = r"\(8, 3, 6, 6\), \(1, 4\)\]; expected as many examples in each"
+    with pytest.raises(ValueError, match=message):
+        quick_fit(attr, [((x, rows), None)])
+    quick_fit(attr, [((x, rows.expand(8, 4)), None)])
+    with pytest.raises(ValueError, match=message):
+        attr.attribute((x, rows), 0)
+
+
 def test_labels_that_are_no_tensor(net, images, quick_fit):
     loader = [(images, [0] * len(images))]
     with pytest.raises(ValueError, match="yielded labels that are a list and no tensor"):

@@ -180,3 +180,19 @@ def test_the_loader_leaves_the_network_as_it_was(network, data):
     assert network.training
     assert not batch.additional_forward_args[0].prototypes.requires_grad
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_half_precision_does_not_overflow():
+    """Sums of 100 embeddings of 2,000, and squares of differences of 400, are above 65,504."""
+    network = PrototypicalNetwork(nn.Flatten()).half()
+    support = torch.full((200, 1, 1, 8), 2000.0).half()
+    support[100:] -= 400
+    labels = torch.arange(2).repeat_interleave(100)
+    episode = network.episode(support, labels)
+    assert episode.prototypes[:, 0].tolist() == [2000, 1600]
+    assert network(support[:1], episode).tolist() == [[0, -8 * 400**2]]
+
+
+def test_labels_of_a_sampler_are_classes():
+    with pytest.raises(ValueError, match=r"labels are int64 of shape \(3, 3\); expected the class"):
+        EpisodeSampler(torch.eye(3, dtype=torch.long).tolist(), ways=2)

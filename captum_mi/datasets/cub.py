@@ -129,10 +129,9 @@ class CUB200(Dataset[tuple[Tensor, int]]):
             try:
                 if not wanted(key):
                     continue
-                label = int(_line(labels, key, "image_class_labels.txt", name)[0]) - 1
+                label = self._label(labels, key, name)
                 box = _line(boxes, key, "bounding_boxes.txt", name)
-                yield self._bird(name, label, [float(one) for one in box], parts.get(key, {}),
-                                 decode=skip)
+                yield self._bird(name, label, box, parts.get(key, {}), decode=skip)
             except _BrokenImage as broken:
                 if not skip:
                     raise ValueError(str(broken)) from broken.__cause__
@@ -155,18 +154,35 @@ class CUB200(Dataset[tuple[Tensor, int]]):
             )
 
         def in_classes(key: int) -> bool:
-            label = int(_line(labels, key, "image_class_labels.txt", str(key))[0]) - 1
-            return label % 4 in remainders[split]
+            return self._label(labels, key, str(key)) % 4 in remainders[split]
 
         return in_classes
 
+    def _label(self, labels: dict[int, list[str]], key: int, image: str) -> int:
+        """Class of an image, from 0."""
+        (number,) = _line(labels, key, "image_class_labels.txt", image)
+        if not number.isdigit() or not 1 <= int(number) <= len(self.classes):
+            raise _BrokenImage(
+                "unknown class",
+                f"{self.root / 'image_class_labels.txt'}: image {key} ({image}) has class "
+                f"{number}; classes.txt has 1 to {len(self.classes)}",
+            )
+        return int(number) - 1
+
     def _bird(
-        self, name: str, label: int, box: list[float], parts: dict[str, tuple[float, float]],
+        self, name: str, label: int, box: list[str], parts: dict[str, tuple[float, float]],
         decode: bool,
     ) -> Bird:
         path = self.root / "images" / name
         width, height = _size(path, decode)
-        x, y, w, h = box
+        try:
+            x, y, w, h = map(float, box)
+        except ValueError as error:
+            raise _BrokenImage(
+                "broken box",
+                f"{self.root / 'bounding_boxes.txt'}: the box of {name} is {' '.join(box)!r}; "
+                "expected four numbers x, y, width, height",
+            ) from error
         # Corners are whole pixels, so that a box may end one beyond the last.
         if x < 0 or y < 0 or w <= 0 or h <= 0 or x + w > width + 1 or y + h > height + 1:
             raise _BrokenImage(
@@ -190,11 +206,15 @@ class CUB200(Dataset[tuple[Tensor, int]]):
         found: dict[int, dict[str, tuple[float, float]]] = {}
         for number, fields in self._lines("parts/part_locs.txt", 5):
             image, part, x, y, visible = fields
-            if int(part) not in names:
-                raise ValueError(f"{self.root / 'parts/part_locs.txt'}:{number}: part {part} is "
-                                 "not in parts.txt")
+            where = f"{self.root / 'parts/part_locs.txt'}:{number}"
+            if not part.isdigit() or int(part) not in names:
+                raise ValueError(f"{where}: part {part} is not in parts.txt")
+            try:
+                place = float(x), float(y)
+            except ValueError as error:
+                raise ValueError(f"{where}: expected numbers x, y; got {x!r}, {y!r}") from error
             if visible == "1":
-                found.setdefault(int(image), {})[names[int(part)]] = (float(x), float(y))
+                found.setdefault(int(image), {})[names[int(part)]] = place
         return found
 
     def _table(self, name: str, columns: int | None = None) -> dict[int, list[str]]:
