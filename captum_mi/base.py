@@ -360,7 +360,8 @@ class BottleneckAttribution(InternalAttribution):
                 the prediction has no gradient to the layers.
 
         Warns:
-            UserWarning: if kappa is not reached, or a head is no better than the marginal.
+            UserWarning: if kappa is not reached, a head is no better than the marginal, or the
+                positions of a layer that was named follow none of the inputs'.
         """
         settings = Settings(
             steps=steps, lr=lr, weight_decay=weight_decay, task=task, beta1=beta1, beta2=beta2,

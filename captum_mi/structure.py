@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi.batches import Batch, Signature, check_inputs, dtype_of
-from captum_mi.following import seeing
+from captum_mi.following import following, seeing
 from captum_mi.grid import finest
 from captum_mi.heatmap import first_spatial_axis
 from captum_mi.hooks import LayerOutput, OnRepeat
@@ -240,6 +240,8 @@ def probe(
         _warn_of_guesses(model, sites, first.layers, inputs)
     if design.map_input is not None and len(inputs) > 1:
         _warn_of_layers_of_other_inputs(model, layers, batch, design.map_input)
+    if stages is None:
+        _warn_of_other_places(model, sites, batch, design)
     axes = max(site.position_axes for site in sites)
     if head_layers is None or context_layers is None:
         if stages is None:
@@ -332,6 +334,27 @@ def _warn_of_layers_of_other_inputs(
                 f"layer {layer!r} returned the same features for input {map_input} turned round, "
                 "so that a map read there tells nothing about that input, which map_input "
                 "chooses; choose a layer that comes after it, or another map_input",
+                stacklevel=6,
+            )
+
+
+def _warn_of_other_places(
+    model: nn.Module, sites: Sequence[Site], batch: Batch, design: Design
+) -> None:
+    """Positions of a layer that was named may be units, or lie along other axes of an input."""
+    if design.on_repeat != "error":  # of several runs each may return something else
+        return
+    args = batch.additional_forward_args
+    placed = {site.layer: site for site in sites if site.position_axes}
+    found = following(model, placed, batch.inputs, args, design.map_input)
+    for layer, site in placed.items():
+        if layer not in found:
+            warnings.warn(
+                f"positions of layer {layer!r} ({site.layout.replace('_', ' ')}) do not follow an "
+                "input's: where half of the input changes, the same half of the layer does not. "
+                "They may be units instead of places, which channel_axis= tells apart, or lie "
+                "along axes that the input has in another order, as clips (N, T, C, H, W) do: "
+                "permute these inside of the model",
                 stacklevel=6,
             )
 

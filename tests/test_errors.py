@@ -237,7 +237,7 @@ def test_labels_of_another_shape(net, images, quick_fit, labels, output, message
 @pytest.mark.parametrize(
     ("labels", "output", "message"),
     [
-        (torch.arange(32) % 5 + 1, None, "from 1 to 5; expected indices of 5 classes, from 0 to 4"),
+        (torch.arange(32) % 5 + 1, None, "from 1 to 5; expected indices of 5 classes, from 0"),
         (torch.arange(32) % 5 - 1, None, "from -1 to 3; expected indices of 5 classes"),
         (torch.full((32, 5), 2.0), None, "from 2 to 2; expected probabilities, from 0 to 1"),
         (torch.full((32, 5), -1), "bernoulli", "from -1 to -1; expected 0 or 1"),

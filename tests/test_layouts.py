@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import pytest
@@ -509,3 +510,53 @@ def test_numbers_that_may_be_a_sequence_or_samples(quick_fit):
         InfoBottleneckAttribution(model, "2").fit([x], 1, progress=False)
     attr = quick_fit(LayerInfoBottleneckAttribution(model, "2", channel_axis="first"), [x])
     assert attr.attribute(x, 1).shape == (8, 1, 8)
+
+
+class Clips(nn.Module):
+    """Takes ``(N, T, C, H, W)``, and convolves ``(N, C, T, H, W)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x.transpose(1, 2)).relu().mean((2, 3, 4)))
+
+
+class Waves(nn.Module):
+    """Frames of a wave, then units of each frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 16, 16, 16)
+        self.units = nn.Linear(16, 12)
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.units(self.conv(x[:, None]).relu().transpose(1, 2)).relu().mean(1))
+
+
+def said_of_places(model, layer, x, axis):
+    """Where it was said, in a fit, that positions follow no input's."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        InfoBottleneckAttribution(model.eval(), layer, channel_axis=axis).fit(
+            [x], 1, progress=False)
+    return [w.filename for w in found
+            if f"positions of layer '{layer}'" in str(w.message)
+            and "do not follow an input's" in str(w.message)]
+
+
+@pytest.mark.parametrize(("model", "layer", "shape", "axis"), [
+    (Clips(), "conv", (4, 4, 3, 8, 8), None),
+    (Waves(), "units", (8, 256), None),
+    (Waves(), "conv", (8, 256), "last"),
+])
+def test_positions_that_are_no_places_are_said(model, layer, shape, axis):
+    assert said_of_places(model, layer, torch.randn(shape), axis) == [__file__]
+
+
+@pytest.mark.parametrize(("layer", "axis"), [("units", "last"), ("conv", None)])
+def test_positions_that_are_places_are_taken_without_a_word(layer, axis):
+    assert said_of_places(Waves(), layer, torch.randn(8, 256), axis) == []
