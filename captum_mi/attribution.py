@@ -143,9 +143,11 @@ class InfoBottleneckAttribution(BottleneckAttribution):
         axes, design = self._fitted().structure.position_axes, self.design
         mapped = find_map_input(formatted, axes, design.map_input)
 
-        def of_inputs(maps: list[Tensor]) -> tuple[Tensor, ...]:
+        def of_inputs(
+            maps: list[Tensor], offsets: list[tuple[float, ...]]
+        ) -> tuple[Tensor, ...]:
             return tuple(
-                to_input(maps, x, design.channel_axis, design.input_channel_axis)
+                to_input(maps, x, design.channel_axis, design.input_channel_axis, offsets)
                 if i == mapped else zeros_for(x)
                 for i, x in enumerate(formatted)
             )
@@ -181,7 +183,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
             formatted, additional_forward_args, None, classes=True, information=information,
             estimator="variational", internal_batch_size=internal_batch_size,
             refine_steps=refine_steps, unit=unit,
-            finish=lambda maps: combine(maps, finest([tuple(one.shape[2:]) for one in maps])),
+            finish=lambda maps, _: combine(maps, finest([tuple(one.shape[2:]) for one in maps])),
         )
 
 
@@ -250,7 +252,7 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
             refine_steps=refine_steps, unit=unit, finish=self._per_layer,
         )
 
-    def _per_layer(self, maps: list[Tensor]) -> Any:
+    def _per_layer(self, maps: list[Tensor], _: list[tuple[float, ...]]) -> Any:
         sites = self._fitted().structure.sites
         results: list[Any] = []
         for layer in self.layers:

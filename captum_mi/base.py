@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -37,16 +36,18 @@ from captum_mi.batches import (
     epochs_of,
     explained_calls,
     move,
+    rebuilt,
 )
 from captum_mi.bottleneck import logit_of
 from captum_mi.fitting import Settings, fill_bank, survey, train
 from captum_mi.graphs import Recorder
-from captum_mi.heatmap import Unit, check_map_input, per_unit
+from captum_mi.heatmap import Unit, check_map_input, find_map_input, per_unit
 from captum_mi.history import History
 from captum_mi.hooks import OnRepeat, layer_names
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind, PredictionKind
 from captum_mi.passes import Passes
+from captum_mi.placing import offsets
 from captum_mi.precision import chosen_amp, full_precision, surrounding_amp
 from captum_mi.preserve import evaluation_mode, isolated_randomness
 from captum_mi.reading import (
@@ -54,6 +55,7 @@ from captum_mi.reading import (
     Estimator,
     Information,
     Kind,
+    Read,
     Reader,
     Weighting,
     estimates,
@@ -69,6 +71,7 @@ from captum_mi.structure import (
     default_stages,
     probe,
 )
+from captum_mi.warn import warn
 from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 
 __all__ = ["BottleneckAttribution"]
@@ -403,6 +406,7 @@ class BottleneckAttribution(InternalAttribution):
                         model, first, self.design.channel_axis, self.design.map_input)
                     self._name_layers(default_layers(stages))
                 structure = self._probe(model, first, stages)
+            structure = self._placed(model, structure, first)
             sizes = [bank_size] * len(structure.sites) if beta1 else []
             networks = self._build(model, structure, sizes)
             passes = self._passes(model, structure, precision)
@@ -434,6 +438,16 @@ class BottleneckAttribution(InternalAttribution):
         self._check_sites(structure)
         self._check_inputs(structure, batch.inputs)
         return structure
+
+    def _placed(self, model: nn.Module, structure: Structure, batch: Batch) -> Structure:
+        """The structure, with where positions lie in the input that maps belong to, if any."""
+        try:
+            mapped = find_map_input(batch.inputs, structure.position_axes, self.design.map_input)
+        except ValueError:
+            return structure
+        passes = self._passes(model, structure, None)
+        found = offsets(passes, structure.sites, batch, mapped, self.design)
+        return dataclasses.replace(structure, offsets=found)
 
     def _check_sites(self, structure: Structure) -> None:
         """Whether maps can be made of these sites."""
@@ -492,12 +506,12 @@ class BottleneckAttribution(InternalAttribution):
         unit: Unit,
         weighting: Weighting | None = None,
         baselines: Any = None,
-        finish: Callable[[list[Tensor]], Result],
+        finish: Callable[[list[Tensor], list[tuple[float, ...]]], Result],
     ) -> Result:
-        """What ``finish`` makes of maps ``(N, M, *positions)`` of every site.
+        """What ``finish`` makes of maps ``(N, M, *positions)`` of every site, and their offsets.
 
-        M is 1, or all classes. Whether all went well is looked at last, so that until then the CPU
-        may be ahead of a CUDA device.
+        M is 1, or all classes; redundant is a difference of what it makes. Whether all went well
+        is looked at last, so that until then the CPU may be ahead of a CUDA device.
         """
         fit = self._fitted()
         check_choice("information", information, Information)
@@ -517,8 +531,11 @@ class BottleneckAttribution(InternalAttribution):
         args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         factor = per_unit(unit)
         blanks = _blanks(inputs, baselines) if chosen == "shares" else ()
-        kind = Kind(information, classes, chosen, self._joined)
-        results = []
+        joined = self._joined and chosen != "none"
+        read: tuple[Read, ...] = (
+            ("general", "sufficient") if information == "redundant" else (information,))
+        kinds = [Kind(one, classes, chosen, joined) for one in read]
+        results: list[list[list[Tensor]]] = [[] for _ in kinds]
         reader: Reader | None = None
         unchanged: Callable[[], bool] | None = None
         with self._reading():
@@ -534,10 +551,14 @@ class BottleneckAttribution(InternalAttribution):
                     fit.beta2, refine_steps, part[len(inputs) :] or None,
                 )
                 unchanged = unchanged or fit.watch.look()
-                maps = reader.read(kind, part_index, fit.recorder)
-                results.append([one * factor for one in maps])
-            result = finish([torch.cat(site_maps) for site_maps in zip(*results)])
-        assert reader is not None
+                for kind, parts in zip(kinds, results):
+                    maps = reader.read(kind, part_index, fit.recorder)
+                    parts.append([one * factor for one in maps])
+            assert reader is not None
+            places = reader.offsets(joined)
+            finished = [finish([torch.cat(one) for one in zip(*parts)], places)
+                        for parts in results]
+            result = finished[0] if len(finished) == 1 else _difference(*finished)
         assert unchanged is not None
         self._warn_if_changed(unchanged())
         reader.check()
@@ -583,11 +604,10 @@ class BottleneckAttribution(InternalAttribution):
 
     def _warn_if_changed(self, unchanged: bool) -> None:
         if not unchanged:
-            warnings.warn(
+            warn(
                 "the model's weights have changed since the fit, so its moments, heads and "
                 "critics belong to another model; fit again, or use .bind(model) if a fit is "
-                "meant to serve another copy",
-                stacklevel=4,
+                "meant to serve another copy"
             )
 
     def predict_noised(
@@ -844,6 +864,13 @@ def _weighting(
             f"{'' if structure.has_shares else ' and a prediction without classes'}"
         )
     return weighting
+
+
+def _difference(one: Any, other: Any) -> Any:
+    """Of tensors, in tuples or lists of the same form."""
+    if isinstance(one, Tensor):
+        return one - other
+    return rebuilt(one, [_difference(*pair) for pair in zip(one, other)])
 
 
 def _records_steps(model: nn.Module, base: nn.Module | None) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from captum_mi.outputs import CategoricalOutput, Output, make_prediction
 from captum_mi.passes import Pass, Passes
 from captum_mi.remember import FirstPasses
 from captum_mi.sites import Site
+from captum_mi.warn import warn
 
 __all__ = ["Settings", "Survey", "Walk", "fill_bank", "survey", "train"]
 
@@ -124,10 +124,9 @@ def _warn_if_softmax(output: Output, raw: Tensor, advice: str) -> None:
         return
     flat = raw.flatten(1).float()
     if bool((flat >= 0).all()) and bool(((flat.sum(1) - 1).abs() < 1e-3).all()):
-        warnings.warn(
+        warn(
             "the model's predictions are positive and sum to 1, as if they came from a softmax; "
-            f"they are taken for logits. {advice}",
-            stacklevel=3,
+            f"they are taken for logits. {advice}"
         )
 
 
@@ -252,10 +251,9 @@ class _Beta2:
         if self.kappa is None:
             return
         if abs(self.average - self.kappa) > 0.5 * self.kappa:
-            warnings.warn(
+            warn(
                 f"the distortion ended at {self.average:.3g} nats, kappa is {self.kappa:.3g}: "
-                "fit for more steps, or choose a kappa nearer to what the bottleneck reaches",
-                stacklevel=2,
+                "fit for more steps, or choose a kappa nearer to what the bottleneck reaches"
             )
 
 
@@ -515,18 +513,16 @@ def train(
         recorder.clear()
     trainer.beta2.warn_if_missed()
     if trainer.critics and not any(history.info_nce):
-        warnings.warn(
+        warn(
             "the critics were not trained: batches of one example have no negatives. Fit with "
-            "larger batches for estimator='infomax', or pass beta1=0",
-            stacklevel=2,
+            "larger batches for estimator='infomax', or pass beta1=0"
         )
     head, marginal = history.recent("head"), history.recent("marginal")
     if head >= marginal:
-        warnings.warn(
+        warn(
             f"the heads predict held-out examples no better than the marginal does ({head:.3g} "
             f"against {marginal:.3g} nats): the maps will be empty or arbitrary. Fit for more "
-            "steps or on more data, or choose a layer that knows more about y",
-            stacklevel=2,
+            "steps or on more data, or choose a layer that knows more about y"
         )
     return history, history.beta2[-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -41,17 +42,28 @@ def finest(grids: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return max(grids, key=n_positions)
 
 
-def resize(maps: Tensor, positions: Sequence[int]) -> Tensor:
+def resize(
+    maps: Tensor, positions: Sequence[int], offset: Sequence[float] = (),
+    onto: Sequence[float] = (),
+) -> Tensor:
     """Resize maps ``(N, C, *source)`` to ``(N, C, *positions)`` as densities.
 
     Linear interpolation where the grid grows, means over areas where it shrinks. A map without
     positions is spread evenly, and any map is averaged into a grid without positions.
 
+    Args:
+        maps: on a grid that divides an input into equal cells.
+        positions: of the grid that is wanted.
+        offset: how far along each axis, in cells, the maps' positions lie beyond the middles of
+            their cells; none given: not at all.
+        onto: the same of the positions that are wanted.
+
     Raises:
         ValueError: if both grids have positions, but along different numbers of axes.
     """
     source, target = tuple(maps.shape[2:]), tuple(positions)
-    if source == target:
+    moved = any(offset) or any(onto)
+    if source == target and not moved:
         return maps
     if not target:
         return maps.flatten(2).mean(2)
@@ -62,11 +74,41 @@ def resize(maps: Tensor, positions: Sequence[int]) -> Tensor:
             f"cannot resize between positions {source} and {target}: layers that are combined "
             "need the same number of position axes, or none"
         )
+    if moved:
+        return _moved(maps, target, offset or (0.0,) * len(target), onto or (0.0,) * len(target))
     if all(new <= old for new, old in zip(target, source)):
         return F.interpolate(maps, target, mode="area")
     if maps.is_cuda and len(target) == 2 and not _is_fast(maps, target):
         return _as_one_image(maps, target)
     return F.interpolate(maps, target, mode=_LINEAR[len(target)], align_corners=False)
+
+
+def _moved(
+    maps: Tensor, positions: tuple[int, ...], offset: Sequence[float], onto: Sequence[float]
+) -> Tensor:
+    """Resize along one axis after the other, as the offsets say."""
+    for axis, new in enumerate(positions):
+        old = maps.shape[axis + 2]
+        weights = _weights(old, new, offset[axis], onto[axis], maps.device, maps.dtype)
+        maps = (maps.movedim(axis + 2, -1) @ weights).movedim(-1, axis + 2)
+    return maps
+
+
+@lru_cache(maxsize=64)
+def _weights(
+    old: int, new: int, offset: float, onto: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """What each of the new positions takes of each old one, ``(old, new)``; sums of 1."""
+    sources = (torch.arange(old, dtype=torch.float64) + 0.5 + offset)[:, None] / old
+    targets = (torch.arange(new, dtype=torch.float64) + 0.5 + onto) / new
+    if new >= old:  # as far as the next position falls to 0, and ends go on
+        inside = targets.clamp(float(sources[0]), float(sources[-1]))
+        taken = (1 - (inside - sources).abs() * old).clamp_min(0)
+    else:
+        start = torch.maximum(sources - 0.5 / old, targets - 0.5 / new)
+        end = torch.minimum(sources + 0.5 / old, targets + 0.5 / new)
+        taken = (end - start).clamp_min(0)
+    return (taken / taken.sum(0)).to(device, dtype)
 
 
 def _is_fast(maps: Tensor, positions: tuple[int, ...]) -> bool:

@@ -24,8 +24,10 @@ __all__ = ["half_contrasts", "pattern", "sequencies", "walsh"]
 _MOST_GAINED = 300.0  # nats by which a half may be above the whole: more of them overflow
 
 
-def walsh(sequency: int, size: int) -> Tensor:
+def walsh(sequency: int, size: int, offset: float = 0.0) -> Tensor:
     """Walsh function with so many changes of sign, at the middles of ``size`` cells: 1 or -1.
+
+    Or as far beyond these, in cells, as the offset says.
 
     Example::
 
@@ -35,7 +37,8 @@ def walsh(sequency: int, size: int) -> Tensor:
                 [ 1, -1, -1,  1],
                 [ 1, -1,  1, -1]], dtype=torch.int32)
     """
-    place = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    place = (torch.arange(size, dtype=torch.float64) + 0.5 + offset) / size
+    place = place.clamp(0, 1 - 1e-9)
     flips = torch.zeros(size, dtype=torch.int64)
     gray = sequency ^ (sequency >> 1)
     for k in range(gray.bit_length()):
@@ -57,17 +60,19 @@ def sequencies(n: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
     return list(islice((one for one in ordered if any(one)), n))
 
 
-def pattern(orders: Sequence[int], sizes: Sequence[int]) -> Tensor:
+def pattern(
+    orders: Sequence[int], sizes: Sequence[int], offset: Sequence[float] = ()
+) -> Tensor:
     """Product of Walsh functions along the axes, ``(*sizes)``."""
     result = torch.ones((), dtype=torch.float64)
-    for order, size in zip(orders, sizes):
-        result = result[..., None] * walsh(order, size)
+    for order, size, beyond in zip(orders, sizes, offset or [0.0] * len(sizes)):
+        result = result[..., None] * walsh(order, size, beyond)
     return result
 
 
 def half_contrasts(
     log_probability: Callable[[Tensor], Tensor], whole: Tensor, x: Tensor, baseline: Tensor,
-    n: int, first_axis: int, positions: Sequence[int],
+    n: int, first_axis: int, positions: Sequence[int], offset: Sequence[float] = (),
 ) -> Tensor:
     """How much more of the probability one half of the input keeps than the other.
 
@@ -79,6 +84,7 @@ def half_contrasts(
         n: pairs of halves, at most.
         first_axis: the first of the spatial axes.
         positions: grid of the result; one length for each spatial axis.
+        offset: how far positions lie beyond the middles of their cells, in cells.
 
     Returns:
         ``(N, pairs, *positions)`` in float64: for each pair its contrast, with the sign of the
@@ -95,5 +101,5 @@ def half_contrasts(
         ])
         kept = (kept - (kept.amax(0) - _MOST_GAINED).clamp_min(0)).exp()
         contrast = (kept[0] - kept[1]).view(-1, *(1,) * (1 + len(positions)))
-        contrasts.append(contrast * pattern(orders, positions).to(x.device))
+        contrasts.append(contrast * pattern(orders, positions, offset).to(x.device))
     return torch.cat(contrasts, 1)

@@ -31,42 +31,66 @@ def per_unit(unit: Unit) -> float:
     return 1.0 if unit == "nats" else 1 / math.log(2)
 
 
-def combine(maps: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
-    """Mean of maps ``(N, M, *positions_l)`` after resizing each to one grid, as densities."""
-    total = resize(maps[0], positions)
-    for one in maps[1:]:
-        total = total + resize(one, positions)
+def combine(
+    maps: Sequence[Tensor], positions: Sequence[int], offsets: Sequence[Sequence[float]] = ()
+) -> Tensor:
+    """Mean of maps ``(N, M, *positions_l)`` after resizing each to one grid, as densities.
+
+    Args:
+        maps: one for each layer.
+        positions: of the grid.
+        offsets: of each layer's positions (:func:`captum_mi.grid.resize`); none: without.
+    """
+    resized = [resize(one, positions, offset)
+               for one, offset in zip(maps, offsets or [()] * len(maps))]
+    total = resized[0]
+    for one in resized[1:]:
+        total = total + one
     return total / len(maps)
 
 
 def to_input(
     maps: Sequence[Tensor], like: Tensor, channel_axis: ChannelAxis | None = None,
-    input_channel_axis: ChannelAxis | None = None,
+    input_channel_axis: ChannelAxis | None = None, offsets: Sequence[Sequence[float]] = (),
 ) -> Tensor:
     """Attributions of the shape of an input from the maps of several layers.
 
     Each map is resized to the input's grid as a density, the maps are averaged, scaled by
     (positions of the finest layer / positions of the input), and shared equally by the input's
-    channels: the sum over an example is the total over positions, to a few percent where an axis
-    of the input is no whole multiple of the grid's. Local terms overlap, so that total is not the
-    information of the whole input.
+    channels: the sum over an example is the total over positions. Local terms overlap, so that
+    total is not the information of the whole input.
 
     Args:
         maps: ``(N, 1, *positions_l)``, one per layer.
         like: the input, ``(N, C, *spatial)``, ``(N, *spatial, C)`` or ``(N, *spatial)``.
         channel_axis: where features have their channels, if it is known.
         input_channel_axis: where the input has them, if it is known.
+        offsets: of each layer's positions (:mod:`captum_mi.placing`); none: without.
     """
     grid = finest([tuple(one.shape[2:]) for one in maps])
     start = first_spatial_axis(like, grid, channel_axis, input_channel_axis)
     if like.dim() == len(grid) + 2 and start == 1:
-        channels_first = to_input(maps, like.movedim(-1, 1), input_channel_axis="first")
+        channels_first = to_input(
+            maps, like.movedim(-1, 1), input_channel_axis="first", offsets=offsets)
         return channels_first.movedim(1, -1).contiguous()
     channels, spatial = _channels_and_grid(like, len(grid))
-    density = combine(maps, spatial) * (n_positions(grid) / n_positions(spatial) / channels)
+    scale = n_positions(grid) / n_positions(spatial) / channels
+    density = scale * (_density(maps, spatial, offsets) - _density(
+        [-one for one in maps], spatial, offsets))
     shaped = density.expand(-1, channels, *spatial) if like.dim() > len(spatial) + 1 else density
     dtype = like.dtype if like.is_floating_point() else density.dtype
     return shaped.reshape(like.shape).to(dtype).contiguous()
+
+
+def _density(
+    maps: Sequence[Tensor], positions: Sequence[int], offsets: Sequence[Sequence[float]]
+) -> Tensor:
+    """What is positive in maps, combined, with the mean that it has on their own grids."""
+    positive = [one.clamp_min(0) for one in maps]
+    density = combine(positive, positions, offsets)
+    wanted = sum(one.flatten(2).mean(2) for one in positive) / len(maps)
+    found = density.flatten(2).mean(2).clamp_min(torch.finfo(density.dtype).tiny)
+    return density * (wanted / found).view(*density.shape[:2], *[1] * len(positions))
 
 
 def first_spatial_axis(

@@ -78,6 +78,7 @@ class Networks(nn.Module):
         self.design = design
         self.sites, self.context = structure.sites, structure.context
         self.head_sites, self.tokens = structure.head_sites, structure.tokens
+        self.offsets = dict(zip(structure.sites, structure.offsets))
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context
         axes = max(site.position_axes for site in sites)
@@ -123,6 +124,10 @@ class Networks(nn.Module):
         """Standardised features of every site, from captured outputs."""
         return {site: self.moments_of(site).standardise(site.of(layers))
                 for site in self.all_sites}
+
+    def features(self, layers: dict[str, Any]) -> dict[Site, Tensor]:
+        """Features of the sites, as they are, from captured outputs."""
+        return {site: site.of(layers) for site in self.sites}
 
     def finest_site(self, z: dict[Site, Tensor]) -> Site:
         """The site with the most positions, the first one of equals."""

@@ -80,7 +80,7 @@ def sharpened(posterior: Tensor, power: float = SHARPNESS) -> Tensor:
 
 def spread(
     maps: Tensor, posterior: Tensor, shares: Tensor | None = None, losses: Tensor | None = None,
-    halves: Tensor | None = None,
+    halves: Tensor | None = None, offset: Sequence[float] = (),
 ) -> Tensor:
     r"""Each position's share of the expected evidence; evidence against the class stays.
 
@@ -106,6 +106,8 @@ def spread(
         shares: ``(N, 1, *grid)``, in nats.
         losses: ``(N, 1, *blocks)``, in nats.
         halves: ``(N, pairs, *grid)``, in shares of the probability of the class.
+        offset: how far positions lie beyond the middles of their cells, in cells, to find which
+            block they are in.
 
     Returns:
         Tensor of the shape of ``maps``.
@@ -127,7 +129,7 @@ def spread(
     parts = weight * told
     parts = parts / _at_least(_over_positions(parts))
     if losses is not None:
-        felt = _resized(losses.double(), positions)
+        felt = _resized(losses.double(), positions, offset)
         scale = _OF_LOSSES * (1 - 1 / n_positions(losses.shape[2:]))  # one block tells nothing
         parts = _with(parts, felt, scale, _UNFELT)
     if halves is not None and (pairs := halves.shape[1]):
@@ -146,10 +148,10 @@ def _with(parts: Tensor, more: Tensor, weight: float, little: float) -> Tensor:
     return parts / _at_least(_over_positions(parts.abs()))
 
 
-def _resized(shares: Tensor, positions: Sequence[int]) -> Tensor:
+def _resized(shares: Tensor, positions: Sequence[int], onto: Sequence[float] = ()) -> Tensor:
     """Shares on another grid, with the same total."""
     factor = n_positions(shares.shape[2:]) / n_positions(positions)
-    return resize(shares, positions) * factor
+    return resize(shares, positions, onto=onto) * factor
 
 
 def _over_positions(maps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Read information per position off one batch: general, sufficient, redundant."""
+"""Read information per position off one batch: general or sufficient."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from captum_mi.shares import Decision
 from captum_mi.sites import Site
 
 __all__ = [
-    "Estimate", "Estimator", "Information", "Kind", "Reader", "Weighting", "estimates",
+    "Estimate", "Estimator", "Information", "Kind", "Read", "Reader", "Weighting", "estimates",
 ]
 
 Information = Literal["sufficient", "general", "redundant"]
+Read = Literal["sufficient", "general"]
 Estimator = Literal["variational", "infomax"]
 
 Weighting = Literal["shares", "posterior", "none"]
@@ -49,13 +50,13 @@ class Kind(NamedTuple):
     """Which maps are read.
 
     Attributes:
-        information: which of the three.
+        information: which of the two.
         classes: whether evidence for all classes is read.
         weighting: what evidence for a class is weighted with.
         joined: whether the layers are combined before.
     """
 
-    information: Information
+    information: Read
     classes: bool
     weighting: Weighting
     joined: bool
@@ -95,7 +96,7 @@ class Reader:
         self.beta2, self.refine_steps = beta2, refine_steps
         self.baselines = baselines
         self._parameters: dict[tuple[int, bool], Tensor] = {}
-        self._measured: tuple[Tensor, ...] | None = None
+        self._measured: tuple[Tensor, Tensor, Tensor] | None = None
         self.layers = self._captured() if layers is None else layers
         self._sums = self._ask() if layers is None else None
 
@@ -180,12 +181,12 @@ class Reader:
         return self.weighted(kind.information, index, kind.weighting, kind.joined)
 
     def maps(
-        self, information: Information, index: Tensor | None, classes: bool
+        self, information: Read, index: Tensor | None, classes: bool
     ) -> list[Tensor]:
         """Maps ``(N, M, *positions)`` of each site, in nats.
 
         Args:
-            information: which of the three.
+            information: which of the two.
             index: classes ``(N, S)`` whose evidence is read, ``None`` for the expectation.
             classes: read the evidence of all classes instead.
         """
@@ -195,27 +196,32 @@ class Reader:
         ]
 
     def weighted(
-        self, information: Information, index: Tensor, weighting: Weighting, joined: bool
+        self, information: Read, index: Tensor, weighting: Weighting, joined: bool
     ) -> list[Tensor]:
         """Maps of a class whose evidence has moved to where the class, or the decision, is.
 
         Args:
-            information: which of the three.
+            information: which of the two.
             index: classes ``(N, S)``.
             weighting: ``"posterior"``, or ``"shares"`` times posterior and losses of blocks.
             joined: first combine the layers, into one map on the finest grid.
         """
-        if information == "redundant":
-            kinds: tuple[Information, ...] = ("general", "sufficient")
-            pair = (self.weighted(kind, index, weighting, joined) for kind in kinds)
-            return [general - sufficient for general, sufficient in zip(*pair)]
         maps = self.maps(information, index, classes=False)
         evidence = [*maps, *self._head_evidence(index)]
         posterior = position_posterior(evidence, self._prior(information))
         if joined:
             maps = [combine(maps, posterior.shape[2:])]
-        measured = self._measure(index) if weighting == "shares" else ()
-        return [spread(one, posterior, *measured) for one in maps]
+        shares, losses, halves = (
+            self._measure(index) if weighting == "shares" else (None, None, None))
+        return [spread(one, posterior, shares, losses, halves, offset)
+                for one, offset in zip(maps, self.offsets(joined))]
+
+    def offsets(self, joined: bool) -> list[tuple[float, ...]]:
+        """How far the positions of maps lie beyond the middles of their cells, for each map."""
+        networks = self.networks
+        finest = networks.finest_site(networks.features(self.layers))
+        sites = (finest,) if joined else networks.sites
+        return [networks.offsets.get(site, ()) for site in sites]
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:
         """Evidence for a class at the sites that have a head alone."""
@@ -225,14 +231,14 @@ class Reader:
             for i, site in enumerate(networks.head_sites, len(networks.sites))
         ]
 
-    def _prior(self, information: Information) -> Tensor:
+    def _prior(self, information: Read) -> Tensor:
         """What the bottleneck lets pass at each position of the finest grid; all, if general."""
         site = self.networks.finest_site(self.z)
         if information == "general":  # alpha need not be inferred
             return torch.ones_like(self.z[site][:, :1])
         return capacity_prior(self.logits[site])
 
-    def _measure(self, index: Tensor) -> tuple[Tensor, ...]:
+    def _measure(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a decision loses at positions, with blocks and with halves; measured once."""
         if self._measured is None:
             self.check()
@@ -260,7 +266,8 @@ class Reader:
         blocks = min(self.refine_steps, MOST_BLOCKS)
         pairs = (self.refine_steps - blocks) // 2
         lost = block_losses(log_probability, whole, x, baseline, blocks, first_axis, len(grid))
-        halves = half_contrasts(log_probability, whole, x, baseline, pairs, first_axis, grid)
+        halves = half_contrasts(
+            log_probability, whole, x, baseline, pairs, first_axis, grid, *self.offsets(True))
         if not all(map(all_finite, (shares, lost, halves))):
             raise ValueError(
                 "the prediction is not finite with a part of the input replaced by baselines; "
@@ -269,16 +276,12 @@ class Reader:
         return shares, lost, halves
 
     def _read(
-        self, i: int, site: Site, information: Information, index: Tensor | None, classes: bool
+        self, i: int, site: Site, information: Read, index: Tensor | None, classes: bool
     ) -> Tensor:
         if information == "general":
             return self._value(i, site, False, index, classes)
         # Pure noise says nothing, whatever the head makes of its mean.
-        sufficient = self._value(i, site, True, index, classes).masked_fill_(
-            self._silent(site), 0.0)
-        if information == "sufficient":
-            return sufficient
-        return self._value(i, site, False, index, classes) - sufficient
+        return self._value(i, site, True, index, classes).masked_fill_(self._silent(site), 0.0)
 
     def _silent(self, site: Site) -> Tensor:
         """Where alpha is 1, ``(N, P, 1)``."""

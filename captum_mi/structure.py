@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -20,6 +19,7 @@ from captum_mi.passes import Passes
 from captum_mi.replay import Replay
 from captum_mi.sites import ChannelAxis, Site, find_sites
 from captum_mi.stages import stage_layers
+from captum_mi.warn import warn
 
 __all__ = ["Design", "Structure", "check_choice", "default_layers", "default_stages",
            "probe"]
@@ -100,6 +100,8 @@ class Structure:
         n_classes: classes of the downstream function, 0 without one.
         signature: what inputs look like.
         replays: whether a pass may skip what runs before the first site or after the last one.
+        offsets: how far each site's positions lie beyond the middles of their cells
+            (:mod:`captum_mi.placing`); none: not at all.
         resumes: whether a second pass needs nothing of what runs before, but what the first site's
             layer returned.
     """
@@ -116,6 +118,7 @@ class Structure:
     signature: Signature
     replays: bool = False
     resumes: bool = False
+    offsets: tuple[tuple[float, ...], ...] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -150,6 +153,7 @@ class Structure:
             for name in ("sites", "head_sites", "context", "tokens")
         }
         tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
+        tuples["offsets"] = tuple(map(tuple, values.get("offsets", ())))
         signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
         return cls(**{**values, **sites, **tuples, "signature": signature})
 
@@ -330,11 +334,10 @@ def _warn_of_layers_of_other_inputs(
     seen = seeing(model, layers, batch.inputs, batch.additional_forward_args, map_input)
     for layer in dict.fromkeys(layers):
         if layer not in seen:
-            warnings.warn(
+            warn(
                 f"layer {layer!r} returned the same features for input {map_input} turned round, "
                 "so that a map read there tells nothing about that input, which map_input "
-                "chooses; choose a layer that comes after it, or another map_input",
-                stacklevel=6,
+                "chooses; choose a layer that comes after it, or another map_input"
             )
 
 
@@ -349,13 +352,12 @@ def _warn_of_other_places(
     found = following(model, placed, batch.inputs, args, design.map_input)
     for layer, site in placed.items():
         if layer not in found:
-            warnings.warn(
+            warn(
                 f"positions of layer {layer!r} ({site.layout.replace('_', ' ')}) do not follow an "
                 "input's: where half of the input changes, the same half of the layer does not. "
                 "They may be units instead of places, which channel_axis= tells apart, or lie "
                 "along axes that the input has in another order, as clips (N, T, C, H, W) do: "
-                "permute these inside of the model",
-                stacklevel=6,
+                "permute these inside of the model"
             )
 
 
@@ -374,9 +376,8 @@ def _warn_of_guesses(
         convolved = any(isinstance(module, nn.Conv1d)
                         for module in model.get_submodule(site.layer).modules())
         if (n, *positions) in numbers or (convolved and (n, *positions) in words):
-            warnings.warn(
+            warn(
                 f"layer {site.name!r} returned features {(n, *positions, channels)} of inputs "
                 f"{(n, *positions)}: axis 1 is taken for positions and the last for channels. Say "
-                "channel_axis='last' if that is right, channel_axis='first' if not",
-                stacklevel=6,
+                "channel_axis='last' if that is right, channel_axis='first' if not"
             )

@@ -1,0 +1,118 @@
+"""Positions lie in the middle of what they see, and maps are drawn there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.grid import resize
+from captum_mi.halves import pattern
+from captum_mi.heatmap import to_input
+from captum_mi.posterior import spread
+
+
+def offsets_of(model, x, layer=None):
+    attr = InfoBottleneckAttribution(model.eval(), layer)
+    attr.fit([x], 1, progress=False, bank_size=64)
+    return attr.networks.offsets
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("stride", "pad", "size", "expected"), [
+    (4, 1, 32, -1.5 / 4),  # 3x3 around the first pixel of each four
+    (4, 0, 31, 0.0),  # inside of the cells, up to half a pixel
+    (1, 1, 16, 0.0),
+    (4, 1, 29, 0.0),  # the last position is centred on the last pixel
+])
+def test_strided_convolutions(stride, pad, size, expected):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride, pad), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    x = torch.randn(64, 3, size, size)
+    model(x)
+    (found,) = offsets_of(model, x, "1").values()
+    assert found == pytest.approx((expected, expected), abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("name", "stride"), [("resnet18", 8), ("vgg11", 1), ("convnext_tiny", 1)])
+def test_networks(name, stride):
+    """ResNets are centred on the first pixel of each stride; pooling and patches are not."""
+    found = offsets_of(torchvision.models.get_model(name, num_classes=5),
+                       torch.randn(24, 3, 64, 64))
+    expected = -(stride - 1) / 2 / stride
+    assert next(iter(found.values())) == pytest.approx((expected, expected), abs=0.06)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_words_have_no_gradient():
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.Flatten(), nn.Linear(64, 3))
+    found = offsets_of(model, torch.randint(9, (16, 8)), "1")
+    assert list(found.values()) == [(0.0,)]
+
+
+def test_a_spot_is_drawn_where_its_position_looks():
+    """Position 3 of a stride of 8, centred on pixel 24 and not in the middle of 24 to 31."""
+    spot = torch.zeros(1, 1, 8, 8)
+    spot[..., 3, 3] = 2.0
+    like = torch.zeros(1, 3, 64, 64)
+    for offset, middle in ((0.0, 27.5), (-3.5 / 8, 24.0)):
+        drawn = to_input([spot], like, offsets=[(offset, offset)]).sum(1)[0]
+        assert float(drawn.sum()) == pytest.approx(2)
+        centre = drawn.sum(0) @ torch.arange(64.0) / 2
+        assert float(centre) == pytest.approx(middle, abs=1e-4)
+
+
+def test_the_total_stays_on_any_grid():
+    maps = [torch.randn(2, 1, 5, 5), torch.randn(2, 1, 3, 3)]
+    drawn = to_input(maps, torch.zeros(2, 3, 31, 17), offsets=[(-0.4, 0.3), (0.0, 0.1)])
+    wanted = 25 * sum(one.mean((1, 2, 3)) for one in maps) / 2
+    torch.testing.assert_close(drawn.sum((1, 2, 3)), wanted)
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 6), (8, 12)), ((4, 6), (7, 13)), ((8, 8), (4, 2))])
+def test_no_offset_is_what_pytorch_does(old, new):
+    maps = torch.randn(2, 3, *old)
+    mode = {"mode": "area"} if new < old else {"mode": "bilinear", "align_corners": False}
+    expected = F.interpolate(maps, new, **mode)
+    tiny = 1e-12  # takes the way of offsets
+    torch.testing.assert_close(resize(maps, new, (tiny, tiny)), expected)
+    torch.testing.assert_close(resize(maps, new, (), (tiny, 0.0)), expected)
+
+
+def test_an_offset_is_a_shift():
+    row = torch.arange(6.0).view(1, 1, 6)
+    shifted = resize(row, (6,), (-0.5,))  # what lies half a cell before its middle
+    assert shifted.flatten().tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.0]
+    back = resize(row, (6,), (), (-0.5,))
+    assert back.flatten().tolist() == [0.0, 0.5, 1.5, 2.5, 3.5, 4.5]
+    assert resize(row, (3,), (), (-0.25,)).flatten().tolist() == pytest.approx([1 / 3, 2, 4])
+
+
+def test_patterns_and_blocks_are_asked_where_positions_are():
+    assert pattern((1,), (4,)).tolist() == [1, 1, -1, -1]
+    assert pattern((1,), (4,), (-0.75,)).tolist() == [1, 1, 1, -1]
+    even = torch.ones(1, 1, 4)
+    losses = torch.tensor([[[1.0, 0.0]]])
+    at, moved = (spread(even, even, losses=losses, offset=offset)[0, 0] for offset in
+                 ((), (-0.5,)))
+    assert (moved / moved[0])[2] > (at / at[0])[2]  # nearer to the block that matters
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_redundant_is_the_difference_and_layers_are_not_moved():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1),
+                          nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 4)).eval()
+    x = torch.randn(32, 3, 32, 32)
+    for kind in (InfoBottleneckAttribution, LayerInfoBottleneckAttribution):
+        attr = kind(model, "3")
+        attr.fit([x], 3, progress=False, bank_size=64)
+        for options in ({}, {"weighting": "none"}, {"refine_steps": 11}):
+            general, sufficient, redundant = (
+                attr.attribute(x[:3], 1, information=one, **options)
+                for one in ("general", "sufficient", "redundant"))
+            assert torch.equal(redundant, general - sufficient)
+    assert attr.attribute(x[:3], 1).shape == (3, 1, 8, 8)
