@@ -155,6 +155,7 @@ def _centre(energy: Tensor) -> Tensor:
 def _follows(moved: Tensor, grid: tuple[int, ...]) -> bool:
     """Whether a layer's axes follow as many of an input's, one after the other."""
     axes, count = moved.shape
+    moved = moved.nan_to_num(0.0)  # along an axis of one place nothing can move
     long = [axis for axis, length in enumerate(grid) if length > 1]
     least = _MOVED if len(long) > 1 else _MOVED_ALONE
     for start in range(axes - count + 1):

@@ -560,3 +560,27 @@ def test_positions_that_are_no_places_are_said(model, layer, shape, axis):
 @pytest.mark.parametrize(("layer", "axis"), [("units", "last"), ("conv", None)])
 def test_positions_that_are_places_are_taken_without_a_word(layer, axis):
     assert said_of_places(Waves(), layer, torch.randn(8, 256), axis) == []
+
+
+@pytest.mark.parametrize(("model", "shape", "layers"), [
+    ((nn.Conv1d(1, 8, 5, 2, 2), nn.ReLU(), nn.Conv1d(8, 16, 5, 2, 2), nn.ReLU(),
+      nn.Conv1d(16, 16, 5, 2, 2), nn.ReLU(), nn.AdaptiveAvgPool1d(1)), (32, 1, 128), ["1", "3"]),
+    ((nn.Conv2d(1, 16, (1, 9), (1, 4), (0, 4)), nn.ReLU(), nn.Conv2d(16, 16, (16, 1)), nn.ReLU(),
+      nn.AdaptiveAvgPool2d(1)), (32, 1, 16, 64), ["1", "3"]),
+])
+def test_signals_of_one_channel(model, shape, layers):
+    net = nn.Sequential(*model, nn.Flatten(), nn.Linear(16, 3)).eval()
+    assert stage_layers(net, (torch.randn(shape),), (), len(shape) - 2)[: len(layers)] == layers
+    assert said_of_places(net, "3", torch.randn(shape), None) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_of_one_row_lies_along_the_columns(channels, quick_fit):
+    """As of text lines, or of electrodes that a convolution mixes: channels come first."""
+    model = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, (16, 1), (1, 2)), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)).eval()
+    attr = quick_fit(InfoBottleneckAttribution(model, "3"), [torch.randn(16, channels, 32, 100)])
+    maps = attr.attribute(torch.randn(2, channels, 32, 100), 1)
+    assert torch.equal(maps[:, :, :1].expand_as(maps), maps)  # the same in each row
+    assert float(maps.std(3).mean()) > 0

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.models import VisionTransformer
 
 from captum_mi import InfoBottleneckAttribution
@@ -133,3 +134,18 @@ def test_predicting_from_x_prime(net, images, quick_fit):
     leak = mask_leak(lambda m, f: attr.predict_noised(f, alpha_inputs=m), images,
                      torch.arange(32) % 5)
     assert leak.nats.shape == (32,)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda layer: nn.utils.weight_norm(layer),
+    lambda layer: nn.utils.parametrizations.weight_norm(layer),
+    lambda layer: prune.l1_unstructured(layer, "weight", 0.2),
+])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_are_computed_from_others_are_randomised(wrap):
+    model = nn.Sequential(wrap(nn.Conv2d(1, 8, 5, padding=2)), nn.ReLU(), nn.Conv2d(8, 1, 1))
+    images = torch.randn(4, 1, 24, 24)
+    with torch.no_grad():
+        model(images)  # weights that are computed with gradients cannot be copied
+        result = cascading_randomization(model, lambda copy: copy(images)[:, 0], layers=["0"])
+    assert float(result.similarity.mean()) < 0.7

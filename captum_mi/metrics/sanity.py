@@ -111,12 +111,13 @@ def cascading_randomization(
 def _initialise(layer: nn.Module) -> None:
     """Reset every parameter of a layer by the module that owns it, or else like it was."""
     for module in layer.modules():
-        own = [*module.parameters(recurse=False)]
+        own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
+        before = [parameter.detach().clone() for parameter in own]
         reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
         if own and reset is not None:
             reset()
-        elif own:
-            with torch.no_grad():
-                for parameter in filter(torch.is_floating_point, own):
+        with torch.no_grad():
+            for parameter, old in zip(own, before):
+                if torch.equal(parameter, old):  # one that a weight is computed from, too
                     spread = parameter.std(correction=0)
                     parameter.copy_(parameter.mean() + spread * torch.randn_like(parameter))
