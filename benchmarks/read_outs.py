@@ -54,6 +54,7 @@ class Parts:
         expected: expectation of the evidence in x' over classes.
         alpha_logit: logit of alpha on the finest grid.
         default: the default map, at the input's resolution.
+        offsets: of the positions of a grid, from the middles of its cells.
     """
 
     def __init__(self, attr: InfoBottleneckAttribution, images: Tensor, target: Tensor) -> None:
@@ -75,6 +76,8 @@ class Parts:
                 self.sufficient.append(grid(output.evidence_for(q, index), site))
                 self.expected.append(grid(output.kl(q), site))
         self.alpha_logit = networks.alpha_map(z)
+        self.offsets = {tuple(z[site].shape[2:]): offset
+                        for site, offset in networks.offsets.items()}
         self.default = attr.attribute(images, target).sum(1, keepdim=True)
 
     @property
@@ -173,10 +176,16 @@ def parts_of(attr: InfoBottleneckAttribution, images: Tensor, target: Tensor) ->
     return [Parts(attr, x, t) for x, t in zip(images.split(50), target.split(50)) if len(x)]
 
 
+def drawn(parts: Parts, maps: list[Tensor]) -> Tensor:
+    """Maps of grids or of the input's resolution, on the input."""
+    offsets = [parts.offsets.get(tuple(one.shape[2:]), ()) for one in maps]
+    return to_input(maps, parts.images, offsets=offsets)
+
+
 @torch.no_grad()
 def heat_of(parts: list[Parts], read: Callable[[Parts], list[Tensor]], images: Tensor) -> Tensor:
     """Heat of the images' shape."""
-    heat = [per_channel(to_input(read(p), p.images).sum(1), p.images) for p in parts]
+    heat = [per_channel(drawn(p, read(p)).sum(1), p.images) for p in parts]
     return torch.cat(heat) if heat else images
 
 
