@@ -37,7 +37,8 @@ def offsets(
     """How far positions lie beyond the middles of their cells, in cells, of each site.
 
     Told by the positions in the middle of a grid, which the edges of the input are far from; 0
-    where it cannot be told from 0, or the features have no gradient.
+    where it cannot be told from 0, or the features have no gradient: a fit needs none below the
+    layers, and some modules have none in eval mode, such as recurrent ones on CUDA.
 
     Args:
         passes: passes of the model, in eval mode.
@@ -87,7 +88,10 @@ def _beyond(total: Tensor, grid: tuple[int, ...], x: Tensor, design: Design) -> 
     found = x.new_full((len(x), len(grid)), float("nan"), dtype=torch.float64)
     if not grid or not total.requires_grad:
         return found
-    (gradient,) = gradients_of(total, [x], retain_graph=True)
+    try:
+        (gradient,) = gradients_of(total, [x], retain_graph=True)
+    except RuntimeError:  # of a module below the layer
+        return found
     if gradient is None:
         return found
     energy = gradient.double().square()

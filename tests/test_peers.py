@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from captum.attr import GuidedGradCam
-from evaluation import mosaics
+from evaluation import Evaluation, mosaics
+from peers import iba
 from peers.captum_methods import methods, without_shared_modules
 from peers.fastshap import FastSHAP, masked, shapley_sets
 from peers.iba import PerSampleIBA
@@ -71,6 +72,24 @@ def test_batched_iba_equals_its_slow_twin():
     for image, label, found in zip(images, labels, together):
         torch.testing.assert_close(found, slow_iba(model, image, label, moments),
                                    rtol=1e-3, atol=1e-3)
+
+
+def test_iba_of_the_comparison_has_the_images_shape():
+    model, images = small_network(), torch.randn(2, 3, 16, 16)
+    (name, method), = iba.methods(model, ["1"], images, seed=0).items()
+    assert name == "IBA per sample, 1"
+    assert method.explain(images, torch.tensor([0, 1])).shape == images.shape
+
+
+def test_perturbed_images_may_be_asked_about_in_bfloat16():
+    model, images = small_network(), torch.randn(4, 3, 16, 16)
+    photos = Photographs(images, model(images).argmax(1), None, list("abc"))
+    none = mosaics(model, photos, 0, 0.9, seed=0)
+    full, half = (Evaluation(model, photos, none, 1, 0, amp).probability(images, photos.labels)
+                  for amp in (False, True))
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, atol=2e-2, rtol=0)
 
 
 def test_iba_leaves_the_least_capacity_where_the_model_does_not_look():

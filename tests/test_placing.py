@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.grid import resize
@@ -50,6 +51,43 @@ def test_words_have_no_gradient():
     model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.Flatten(), nn.Linear(64, 3))
     found = offsets_of(model, torch.randint(9, (16, 8)), "1")
     assert list(found.values()) == [(0.0,)]
+
+
+class _Refused(torch.autograd.Function):
+    """As a recurrent layer in eval mode on CUDA."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("backward can only be called in training mode")
+
+
+class _Below(nn.Module):
+    """Something below the layer that is read which lets no gradient of the input through."""
+
+    def __init__(self, below):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.read = nn.Conv2d(8, 8, 3, 2, 1)
+        self.fc = nn.Linear(8, 3)
+        self.below = below
+
+    def forward(self, x):
+        return self.fc(self.read(self.below(self.stem, x)).relu().mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("below", [
+    lambda stem, x: _Refused.apply(stem(x)),
+    lambda stem, x: checkpoint(stem, x, use_reentrant=True),
+    lambda stem, x: stem(x).detach(),
+])
+def test_a_fit_needs_no_gradient_below_the_layers(below):
+    found = offsets_of(_Below(below), torch.randn(32, 3, 32, 32), "read")
+    assert list(found.values()) == [(0.0, 0.0)]
 
 
 def test_a_spot_is_drawn_where_its_position_looks():
