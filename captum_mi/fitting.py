@@ -22,7 +22,7 @@ from captum_mi.grid import locals_of
 from captum_mi.history import History
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import LOCALS, Networks
-from captum_mi.outputs import CategoricalOutput, Output, make_prediction
+from captum_mi.outputs import BernoulliOutput, CategoricalOutput, Output, make_prediction
 from captum_mi.passes import Pass, Passes
 from captum_mi.remember import FirstPasses
 from captum_mi.sites import Site
@@ -118,16 +118,20 @@ def _told(batch: Batch, settings: Settings) -> list[Tensor]:
     return [batch.labels]
 
 
-def _warn_if_softmax(output: Output, raw: Tensor, advice: str) -> None:
-    """Probabilities that are taken for logits: their softmax is nearly uniform."""
-    if not isinstance(output, CategoricalOutput) or output.probabilities:
+def _warn_if_probabilities(output: Output, raw: Tensor, advice: str) -> None:
+    """Probabilities that are taken for logits: what is made of them is nearly uniform."""
+    if not isinstance(output, (CategoricalOutput, BernoulliOutput)) or output.probabilities:
         return
-    flat = raw.flatten(1).float()
-    if bool((flat >= 0).all()) and bool(((flat.sum(1) - 1).abs() < 1e-3).all()):
-        warn(
-            "the model's predictions are positive and sum to 1, as if they came from a softmax; "
-            f"they are taken for logits. {advice}"
-        )
+    if float(raw.min()) < 0 or float(raw.max()) > 1 + 1e-3:
+        return
+    if isinstance(output, BernoulliOutput):
+        like = "lie between 0 and 1, as if they came from a sigmoid"
+    elif bool(((raw.flatten(1).float().sum(1) - 1).abs() < 1e-3).all()):
+        like = "are positive and sum to 1, as if they came from a softmax"
+    else:
+        like = "lie between 0 and 1, as if they were independent labels, from a sigmoid"
+        advice = "For independent labels return their logits, and pass output='bernoulli'"
+    warn(f"the model's predictions {like}; they are taken for logits. {advice}")
 
 
 @torch.no_grad()
@@ -164,7 +168,7 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     own = len(torch.cat(ys))
     y = _of_all(ys, device)
     if networks.design.output is None and networks.design.prediction is None:
-        _warn_if_softmax(networks.output, y, (
+        _warn_if_probabilities(networks.output, y, (
             "Pass output='probabilities' if they are probabilities, or output='categorical' if "
             "they are logits"))
     held_out = int(ranks.total(torch.tensor(held_out, device=device)))
@@ -183,7 +187,7 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
         task_output = make_prediction(networks.design.prediction, shape).to(dtype)
         task_output.fit_marginal(_of_all(predictions, device))
         if networks.design.prediction is None:
-            _warn_if_softmax(task_output, _of_all(predictions, device), (
+            _warn_if_probabilities(task_output, _of_all(predictions, device), (
                 "Pass prediction='probabilities' if they are probabilities, or "
                 "prediction='categorical' if they are logits"
                 if firsts.passes.downstream is None else
@@ -516,6 +520,12 @@ def train(
         warn(
             "the critics were not trained: batches of one example have no negatives. Fit with "
             "larger batches for estimator='infomax', or pass beta1=0"
+        )
+    if not found.holds_out:
+        warn(
+            f"no examples were held out from the heads, of {found.examples} (about one in eight "
+            "different ones would be): nothing tells whether the heads know more than the "
+            "marginal does, and history.head is NaN. Fit on more data"
         )
     head, marginal = history.recent("head"), history.recent("marginal")
     if head >= marginal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mi.bottleneck import capacity
@@ -21,14 +22,26 @@ _OF_SHARES = 0.1  # weight of signed shares, beside their positive part's
 _UNFELT = 0.5  # losses, or shares, of so many nats in all count half
 _AS_FEW = 8  # so many pairs of halves have half the weight of many
 _UNSEEN = 0.01  # of the probability: halves that differ by so little count half
+_MEANS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def capacity_prior(alpha_logit: Tensor) -> Tensor:
     """Capacity that alpha leaves to a standardised feature, in nats: what the decision may use.
 
+    The mean over a position and those beside it. They see much the same, so the bottleneck may
+    let pass at any of them what only one of them is centred on.
+
     Uniform for a uniform alpha. The prior of :func:`position_posterior`, up to its scale.
+
+    Args:
+        alpha_logit: ``(N, 1, *positions)``.
+
+    Returns:
+        Tensor of the same shape, not negative.
     """
-    return capacity(torch.ones_like(alpha_logit), alpha_logit)
+    passed = capacity(torch.ones_like(alpha_logit), alpha_logit)
+    axes = passed.dim() - 2
+    return _MEANS[axes](passed, 3, 1, 1, count_include_pad=False) if axes else passed
 
 
 def position_posterior(evidence: Sequence[Tensor], prior: Tensor) -> Tensor:
@@ -98,7 +111,9 @@ def spread(
     which blocks it needs, and which ones harm, by the other. The mean contrast of halves is added
     in the same way, with a weight that grows from 0 to 1 with their number, and at last, with a
     small weight, the shares once more, signed: they alone tell as finely as the grid which
-    positions speak against the class. Of the result the sum of magnitudes is the positive total.
+    positions speak against the class. Of the result the sum of magnitudes is the positive total,
+    and no less than the largest loss: what a class owes that the model says for want of others
+    has been measured, although no position is evidence for it.
 
     Args:
         maps: evidence for a class, ``(N, 1, *positions)``.
@@ -129,6 +144,7 @@ def spread(
     parts = weight * told
     parts = parts / _at_least(_over_positions(parts))
     if losses is not None:
+        total = torch.maximum(total, _largest(losses.double(), total))
         felt = _resized(losses.double(), positions, offset)
         scale = _OF_LOSSES * (1 - 1 / n_positions(losses.shape[2:]))  # one block tells nothing
         parts = _with(parts, felt, scale, _UNFELT)
@@ -152,6 +168,10 @@ def _resized(shares: Tensor, positions: Sequence[int], onto: Sequence[float] = (
     """Shares on another grid, with the same total."""
     factor = n_positions(shares.shape[2:]) / n_positions(positions)
     return resize(shares, positions, onto=onto) * factor
+
+
+def _largest(losses: Tensor, like: Tensor) -> Tensor:
+    return losses.flatten(1).amax(1).view_as(like)
 
 
 def _over_positions(maps: Tensor) -> Tensor:

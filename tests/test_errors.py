@@ -446,6 +446,14 @@ def test_probabilities_that_are_taken_for_logits(net, images, options):
     assert ("prediction=" in told) == (advised == "prediction='probabilities'")
 
 
+@pytest.mark.parametrize("classes", [1, 5])
+def test_labels_of_a_sigmoid_that_are_taken_for_logits(net, images, classes):
+    model = nn.Sequential(type(net)(classes=classes).eval(), nn.Sigmoid())
+    advised = "output='bernoulli'" if classes > 1 else "output='probabilities'"
+    with pytest.warns(UserWarning, match=f"from a sigmoid.* taken for logits.*{advised}"):
+        InfoBottleneckAttribution(model, "0.stage2").fit([images], 1, progress=False)
+
+
 def test_a_map_of_logits_is_no_number_of_classes(images):
     model = nn.Sequential(nn.Conv2d(3, 200, 3, padding=1), nn.ReLU())
     with pytest.raises(ValueError, match="returns 28800 numbers .* such as logits pooled over a"):

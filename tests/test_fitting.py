@@ -212,10 +212,11 @@ def test_a_layer_of_noise_warns_in_bfloat16_too():
         attr.fit([x], 300, beta1=0, progress=False)
 
 
-def test_a_softmax_that_is_taken_for_logits_warns(net, images):
-    model = nn.Sequential(net, nn.Softmax(1))
-    with pytest.warns(UserWarning, match="output='probabilities'"):
-        InfoBottleneckAttribution(model, "0.stage1").fit([images], 1, progress=False)
+def test_few_examples_of_which_none_is_held_out(net, images):
+    attr = InfoBottleneckAttribution(net, "stage1")
+    with pytest.warns(UserWarning, match="no examples were held out from the heads, of 2 "):
+        attr.fit([images[:2]], 1, progress=False)
+    assert math.isnan(attr.history.head[0])
 
 
 def test_batches_of_one_train_no_critic(net, images):

@@ -1,7 +1,11 @@
 """The posterior over positions is Bayes' rule, and spreading by it keeps signs and totals."""
 
+import itertools
+
+import pytest
 import torch
 
+from captum_mi.bottleneck import capacity
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 
 
@@ -94,10 +98,41 @@ def test_no_evidence_stays_none():
     assert torch.equal(spread(nothing, torch.rand(2, 1, 6), torch.rand(2, 1, 6)), nothing)
 
 
+def test_a_class_without_evidence_shows_what_it_loses():
+    """What the model says for want of others: evidence is nowhere, but two blocks are needed."""
+    nothing, uniform = torch.full((2, 1, 3), -0.1), torch.ones(2, 1, 3)
+    losses = torch.tensor([[[0.0, 2.0, 1.0]], [[-1.0, 0.0, -3.0]]])
+    moved = spread(nothing, uniform, 0 * uniform, losses) - nothing
+    torch.testing.assert_close(moved[0], torch.tensor([[0.0, 4 / 3, 2 / 3]]))
+    assert torch.equal(moved[1], 0 * nothing[1])
+
+
 def test_the_prior_is_uniform_for_a_uniform_alpha_and_falls_with_it():
-    logits = torch.linspace(-50, 50, 11).view(1, 1, 11)
+    logits = torch.linspace(-50, 50, 11).view(11, 1, 1, 1).expand(-1, -1, 3, 4)
     prior = capacity_prior(logits)
-    assert (prior.diff() <= 0).all()
-    assert prior[..., 0] > 49
-    assert prior[..., -1] == 0
-    assert capacity_prior(torch.zeros(1, 1, 3)).unique().numel() == 1
+    assert (prior == prior[:, :, :1, :1]).all()
+    assert (prior[:, 0, 0, 0].diff() <= 0).all()
+    assert prior[0, 0, 0, 0] > 49
+    assert prior[-1, 0, 0, 0] == 0
+    assert capacity_prior(torch.zeros(2, 1)).shape == (2, 1)
+
+
+@pytest.mark.parametrize("grid", [(7,), (5, 7), (3, 5, 7)])
+def test_the_prior_is_the_mean_of_a_position_and_those_beside_it(grid):
+    logits = torch.randn(2, 1, *grid)
+    passed = capacity(torch.ones(()), logits)
+    prior = capacity_prior(logits)
+    for place in itertools.product(*map(range, grid)):
+        near = passed[(..., *(slice(max(i - 1, 0), i + 2) for i in place))]
+        torch.testing.assert_close(prior[(..., *place)], near.flatten(1).mean(1, keepdim=True))
+
+
+def test_what_passes_beside_the_class_leads_to_the_class():
+    """Alpha opens next to the position that the evidence is centred on, and nowhere else."""
+    evidence = torch.zeros(1, 1, 9, 9)
+    evidence[..., 3:6, 3:6] = 1.0
+    evidence[..., 4, 4] = 1.2
+    logits = torch.full((1, 1, 9, 9), 8.0)
+    logits[..., 4, 5] = -2.0
+    posterior = position_posterior([evidence, evidence], capacity_prior(logits))
+    assert spread(evidence, posterior).argmax() == 4 * 9 + 4

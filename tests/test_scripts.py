@@ -22,7 +22,7 @@ from box_order import distance
 from safetensors import safe_open
 from torchvision.transforms.functional import resize, to_pil_image
 
-from captum_mi.datasets import IndexedPhotographs, View, make_scenes
+from captum_mi.datasets import DigitResNet, IndexedPhotographs, View, make_scenes
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,14 +79,25 @@ def jpeg(image: torch.Tensor) -> np.ndarray:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
+def thin_resnet():
+    """Of ResNets' layers, for scripts that run a network thousands of times."""
+    model = DigitResNet((8, 16, 16, 32), 6)
+    model.conv1 = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+    return model
+
+
+THIN = f"{__name__}:thin_resnet"
+
+
 @pytest.fixture
 def photographs(tmp_path):
-    """A file in the exact format of the photographs, labelled by the network itself."""
+    """A file in the exact format of the photographs, and weights of two networks."""
     torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=6)
-    model.fc.weight.data.mul_(30)
-    torch.save({k: v.half() if v.is_floating_point() else v
-                for k, v in model.state_dict().items()}, tmp_path / "weights.pt")
+    for name, model in (("weights", torchvision.models.resnet18(num_classes=6)),
+                        ("thin", thin_resnet())):
+        model.fc.weight.data.mul_(30)
+        torch.save({k: v.half() if v.is_floating_point() else v
+                    for k, v in model.state_dict().items()}, tmp_path / f"{name}.pt")
     generator = torch.Generator().manual_seed(0)
     smooth = torch.randint(0, 255, (48, 3, 4, 4), generator=generator, dtype=torch.uint8)
     files = [jpeg(image) for image in resize(smooth, [64, 64], antialias=True)]
@@ -278,8 +289,8 @@ def test_choices(tmp_path):
 
 def test_read_outs(photographs):
     printed = run(
-        "benchmarks/read_outs.py", "--data", photographs / "photographs.npz", "--weights",
-        photographs / "weights.pt", "--train", 16, "--batch", 8, "--steps", 1, "--n", 2,
+        "benchmarks/read_outs.py", "--data", photographs / "photographs.npz", "--model", THIN,
+        "--weights", photographs / "thin.pt", "--train", 16, "--batch", 8, "--steps", 1, "--n", 2,
         "--mosaics", 0, "--tiles-per-step", 72, "--out", photographs / "read_outs",
     )
     assert "by posterior (default)" in printed
@@ -303,9 +314,9 @@ def test_compare_methods(photographs):
     """Twice: the second run reads every method's result from the first."""
     command = (
         "benchmarks/compare_methods.py", "--data", photographs / "photographs.npz",
-        "--weights", photographs / "weights.pt", "--n", 2, "--mosaics", 1, "--train", 16,
-        "--steps", 2, "--batch", 8, "--confidence", 0, "--tiles-per-step", 12, "--refits", 2,
-        "--size", 48,
+        "--model", THIN, "--weights", photographs / "thin.pt", "--n", 2, "--mosaics", 1,
+        "--train", 16, "--steps", 2, "--batch", 8, "--confidence", 0, "--tiles-per-step", 12,
+        "--refits", 2, "--size", 48,
         "--methods", "captum_mi", "Input x", "Grad-CAM", "LRP", "FastSHAP", "random",
         "--fastshap-steps", 2, "--fits", photographs / "fits", "--out", photographs / "result",
     )
