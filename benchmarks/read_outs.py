@@ -51,6 +51,7 @@ class Parts:
     Attributes:
         sufficient: evidence for the target in x', of each noised layer, ``(n, 1, h, w)``.
         general: the same in clean features, of each layer that has a head, the deepest last.
+        odds: log odds ratios in x', of each noised layer.
         expected: expectation of the evidence in x' over classes.
         alpha_logit: logit of alpha on the finest grid.
         default: the default map, at the input's resolution.
@@ -67,13 +68,14 @@ class Parts:
         def grid(values: Tensor, site: object) -> Tensor:
             return values[:, None].unflatten(2, z[site].shape[2:])  # type: ignore[index]
 
-        self.sufficient, self.general, self.expected = [], [], []
+        self.sufficient, self.general, self.expected, self.odds = [], [], [], []
         for i, site in enumerate(networks.sites + networks.head_sites):
             clean = networks.head(i, z[site])
             self.general.append(grid(output.evidence_for(clean, index), site))
             if i < len(networks.sites):
                 q = networks.head(i, networks.mean_signal(z[site], logits[site]))
                 self.sufficient.append(grid(output.evidence_for(q, index), site))
+                self.odds.append(grid(output.log_odds_ratio(q, index), site))
                 self.expected.append(grid(output.kl(q), site))
         self.alpha_logit = networks.alpha_map(z)
         self.offsets = {tuple(z[site].shape[2:]): offset
@@ -82,8 +84,8 @@ class Parts:
 
     @property
     def witnesses(self) -> list[Tensor]:
-        """Evidence that the default's posterior is made of."""
-        return [*self.sufficient, self.general[-1]]
+        """What the default's posterior is made of."""
+        return [*self.odds, self.general[-1]]
 
     @cached_property
     def posterior(self) -> Tensor:
@@ -155,7 +157,9 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
         "... to the power 1": lambda p: by_posterior(p, p.posterior ** (1 / SHARPNESS)),
         "... to the power 3": lambda p: by_posterior(p, p.posterior ** (3 / SHARPNESS)),
         "... without the deepest head": lambda p: by_posterior(
-            p, position_posterior(p.sufficient, prior(p))),
+            p, position_posterior(p.odds, prior(p))),
+        "... of evidence instead of log odds ratios": lambda p: by_posterior(
+            p, position_posterior([*p.sufficient, p.general[-1]], prior(p))),
         "... of clean evidence": lambda p: by_posterior(
             p, position_posterior(p.general, prior(p))),
         "evidence by posterior + (1 - alpha) x clean evidence": lambda p: [

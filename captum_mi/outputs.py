@@ -23,6 +23,7 @@ __all__ = [
     "Output",
     "OutputKind",
     "PredictionKind",
+    "categorical_log_odds_ratio",
     "make_output",
     "make_prediction",
     "resolve_kind",
@@ -87,6 +88,14 @@ class Output(nn.Module):
         """
         raise NotImplementedError
 
+    def log_odds_ratio(self, parameters: Tensor, index: Tensor) -> Tensor:
+        """How many times likelier the features are with the same event than without it, as a log.
+
+        ``log q / (1 - q) - log r / (1 - r)``, shaped as the evidence. Unlike that it never
+        levels: where q is nearly 1, evidence is ``-log r`` at most.
+        """
+        raise NotImplementedError
+
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         """Of raw predictions, ``log p(index)`` ``(N,)`` of classes ``(N, S)``, one event."""
         raise NotImplementedError
@@ -115,6 +124,23 @@ class Output(nn.Module):
 def _gather(per_class: Tensor, index: Tensor) -> Tensor:
     """``(N, P, K)`` at ``(N, S)`` -> ``(N, P, S)``."""
     return per_class.gather(2, index[:, None].expand(-1, per_class.shape[1], -1))
+
+
+def categorical_log_odds_ratio(scores: Tensor, log_r: Tensor, index: Tensor) -> Tensor:
+    """Log odds ratio of classes ``(N, S)``, taken together: ``(N, P)``.
+
+    What the other classes have in all is added up, so that nothing is lost where that is little.
+
+    Args:
+        scores: ``log q - log r`` up to a constant for each position, ``(N, P, K)``.
+        log_r: the marginal, ``(K,)``.
+        index: classes.
+    """
+    others = log_r.expand(len(index), -1).scatter(1, index, -math.inf)
+    prior = log_r[index].logsumexp(1) - others.logsumexp(1)
+    in_favour = (_gather(scores, index) + log_r[index][:, None]).logsumexp(-1)
+    ratio = in_favour - (scores + others[:, None]).logsumexp(-1) - prior[:, None]
+    return ratio.masked_fill(others.isneginf().all(1, keepdim=True), 0.0)  # there is no other
 
 
 class CategoricalOutput(Output):
@@ -183,6 +209,9 @@ class CategoricalOutput(Output):
         together = (_gather(centred, index) + log_share[:, None]).logsumexp(-1)
         return together - normaliser
 
+    def log_odds_ratio(self, parameters: Tensor, index: Tensor) -> Tensor:
+        return categorical_log_odds_ratio(parameters, self.log_marginal, index)
+
     def _normalised(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``a`` with mean 0 under r, ``(..., size)``, and ``log sum r exp(a)``, ``(...)``.
 
@@ -230,6 +259,12 @@ class CategoricalOutput(Output):
             _check_range(labels, 1, "probabilities")
         else:
             _check_range(labels, self.size - 1, f"indices of {self.size} classes")
+
+
+def _log_odds(log_p: Tensor) -> Tensor:
+    """``log p - log (1 - p)``."""
+    tiny = torch.finfo(log_p.dtype).tiny
+    return log_p - (-torch.expm1(log_p.clamp_max(-tiny))).log()
 
 
 def _bernoulli_nll(logits: Tensor, y: Tensor) -> Tensor:
@@ -284,14 +319,17 @@ class BernoulliOutput(Output):
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
         return _gather(self.evidence(parameters), index).sum(-1)
 
+    def log_odds_ratio(self, parameters: Tensor, index: Tensor) -> Tensor:
+        log_q = _gather(F.logsigmoid(parameters + self.marginal_logits), index).sum(-1)
+        log_r = F.logsigmoid(self.marginal_logits)[index].sum(-1)
+        return _log_odds(log_q) - _log_odds(log_r)[:, None]
+
     def log_probability(self, raw: Tensor, index: Tensor) -> Tensor:
         return F.logsigmoid(self._logits(raw).gather(1, index)).sum(-1)
 
     def logit(self, raw: Tensor, index: Tensor) -> Tensor:
         """``log p - log (1 - p)``."""
-        log_p = self.log_probability(raw, index)
-        tiny = torch.finfo(log_p.dtype).tiny
-        return log_p - (-torch.expm1(log_p.clamp_max(-tiny))).log()
+        return _log_odds(self.log_probability(raw, index))
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
         return bernoulli_kl(self._logits(first), self._logits(second))
@@ -394,6 +432,9 @@ class GaussianOutput(Output):
         )
 
     def evidence_for(self, parameters: Tensor, index: Tensor) -> Tensor:
+        return self.evidence(parameters)
+
+    def log_odds_ratio(self, parameters: Tensor, index: Tensor) -> Tensor:
         return self.evidence(parameters)
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:

@@ -44,17 +44,18 @@ def capacity_prior(alpha_logit: Tensor) -> Tensor:
     return _MEANS[axes](passed, 3, 1, 1, count_include_pad=False) if axes else passed
 
 
-def position_posterior(evidence: Sequence[Tensor], prior: Tensor) -> Tensor:
+def position_posterior(witnesses: Sequence[Tensor], prior: Tensor) -> Tensor:
     r"""Probability that the class is shown at a position.
 
-    .. math:: p(j \mid t) \propto C_j \prod_l \frac{q_l(t \mid x'_j)}{r(t)}
+    .. math:: p(j \mid t) \propto C_j \prod_l e^{w_{lj}}
 
     If one position shows class t, and position j is that one with prior probability
-    :math:`C_j`, then this is Bayes' rule: by it :math:`q_l(t|x'_j) / r(t)` is the likelihood
-    ratio of the features at j with and without t. Layers count as independent witnesses.
+    :math:`C_j`, then this is Bayes' rule: :math:`w_{lj}` is the log likelihood ratio of the
+    features of layer l at j with and without t, which a head's log odds ratio is
+    (:meth:`captum_mi.outputs.Output.log_odds_ratio`). Layers count as independent witnesses.
 
     Args:
-        evidence: evidence for the class of each layer, ``(N, 1, *positions_l)``, in nats.
+        witnesses: log likelihood ratios of each layer, ``(N, 1, *positions_l)``, in nats.
         prior: ``(N, 1, *positions)``, of any scale, not negative.
 
     Returns:
@@ -62,13 +63,13 @@ def position_posterior(evidence: Sequence[Tensor], prior: Tensor) -> Tensor:
 
     Example::
 
-        >>> evidence = torch.tensor([[[1.0, 3.0]]]).log()
-        >>> position_posterior([evidence], torch.ones(1, 1, 2))
+        >>> ratio = torch.tensor([[[1.0, 3.0]]])
+        >>> position_posterior([ratio.log()], torch.ones(1, 1, 2))
         tensor([[[0.2500, 0.7500]]], dtype=torch.float64)
     """
     prior = prior.double()
     score = prior.clamp_min(torch.finfo(prior.dtype).tiny).log()
-    for one in evidence:
+    for one in witnesses:
         score = score + resize(one.double(), prior.shape[2:])
     return score.flatten(1).softmax(1).view_as(score)
 

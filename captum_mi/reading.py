@@ -207,8 +207,8 @@ class Reader:
             joined: first combine the layers, into one map on the finest grid.
         """
         maps = self.maps(information, index, classes=False)
-        evidence = [*maps, *self._head_evidence(index)]
-        posterior = position_posterior(evidence, self._prior(information))
+        witnesses = [*self._log_odds(information, index), *self._head_evidence(index)]
+        posterior = position_posterior(witnesses, self._prior(information))
         if joined:
             maps = [combine(maps, posterior.shape[2:])]
         shares, losses, halves = (
@@ -222,6 +222,15 @@ class Reader:
         finest = networks.finest_site(networks.features(self.layers))
         sites = (finest,) if joined else networks.sites
         return [networks.offsets.get(site, ()) for site in sites]
+
+    def _log_odds(self, information: Read, index: Tensor) -> list[Tensor]:
+        """Log odds ratios of a class at the noised sites, whose evidence levels at certainty."""
+        noised, found = information == "sufficient", []
+        for i, site in enumerate(self.networks.sites):
+            ratio = self.readout.log_odds_ratio(self._head(i, site, noised), index, self.args)
+            ratio = self._heard(site, ratio[..., None]) if noised else ratio[..., None]
+            found.append(on_grid(ratio, self.z[site].shape[2:]))
+        return found
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:
         """Evidence for a class at the sites that have a head alone."""
@@ -278,10 +287,13 @@ class Reader:
     def _read(
         self, i: int, site: Site, information: Read, index: Tensor | None, classes: bool
     ) -> Tensor:
-        if information == "general":
-            return self._value(i, site, False, index, classes)
-        # Pure noise says nothing, whatever the head makes of its mean.
-        return self._value(i, site, True, index, classes).masked_fill_(self._silent(site), 0.0)
+        noised = information == "sufficient"
+        values = self._value(i, site, noised, index, classes)
+        return self._heard(site, values) if noised else values
+
+    def _heard(self, site: Site, values: Tensor) -> Tensor:
+        """Values ``(N, P, M)`` of x': pure noise says nothing, whatever is made of its mean."""
+        return values.masked_fill_(self._silent(site), 0.0)
 
     def _silent(self, site: Site) -> Tensor:
         """Where alpha is 1, ``(N, P, 1)``."""

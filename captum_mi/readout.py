@@ -13,7 +13,12 @@ from torch import Tensor
 
 from captum_mi.batches import has_rows
 from captum_mi.networks import Networks
-from captum_mi.outputs import CategoricalOutput, GaussianOutput, Output
+from captum_mi.outputs import (
+    CategoricalOutput,
+    GaussianOutput,
+    Output,
+    categorical_log_odds_ratio,
+)
 from captum_mi.passes import Pass
 
 __all__ = ["Readout", "target_index"]
@@ -102,6 +107,14 @@ class Readout:
         log_r = self._class_marginal(log_q)
         chosen = log_q.gather(2, index[:, None].expand(-1, log_q.shape[1], -1)).logsumexp(-1)
         return chosen - log_r[index].logsumexp(-1)[:, None]
+
+    def log_odds_ratio(self, parameters: Tensor, index: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """Log odds ratio of the same classes: ``(N, P)``."""
+        if self.downstream is None:
+            return self.output.log_odds_ratio(parameters, index)
+        log_q = self._class_log_probabilities(parameters, args)
+        log_r = self._class_marginal(log_q)
+        return categorical_log_odds_ratio(log_q - log_r, log_r, index)
 
     def _class_log_probabilities(self, parameters: Tensor, args: tuple[Any, ...]) -> Tensor:
         assert isinstance(self.output, GaussianOutput)

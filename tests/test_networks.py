@@ -227,6 +227,41 @@ def test_evidence_for_several_classes_is_that_of_any_of_them():
     assert everything.item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("output", [CategoricalOutput((5,)), BernoulliOutput((5,))])
+@pytest.mark.parametrize("classes", [[1], [0, 3]])
+def test_log_odds_ratios_are_those_of_the_event_and_its_opposite(output, classes):
+    output.fit_marginal(torch.randn(64, 5))
+    parameters, index = 2 * torch.randn(3, 6, 5), torch.tensor(classes).expand(3, -1)
+    evidence = output.evidence_for(parameters, index).double()
+    label = isinstance(output, BernoulliOutput)
+    r = (torch.sigmoid(output.marginal_logits[classes]).prod() if label
+         else output.log_marginal[classes].exp().sum()).double()
+    q = evidence.exp() * r
+    expected = (q / (1 - q)).log() - (r / (1 - r)).log()
+    torch.testing.assert_close(
+        output.log_odds_ratio(parameters, index), expected.float(), rtol=1e-4, atol=1e-4)
+    pure_noise = torch.zeros(3, 6, 5)
+    torch.testing.assert_close(
+        output.log_odds_ratio(pure_noise, index), torch.zeros(3, 6), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("output", [CategoricalOutput((3,)), BernoulliOutput((3,))])
+def test_log_odds_ratios_grow_where_evidence_is_level(output):
+    sure = torch.tensor([15.0, 20.0, 40.0, 1e4])[None, :, None] * torch.tensor([1.0, -1, -1])
+    index = torch.tensor([[0]])
+    evidence, ratio = output.evidence_for(sure, index), output.log_odds_ratio(sure, index)
+    assert (evidence.diff().abs() < 1e-5).all()
+    assert (ratio.diff() > 4).all()
+    assert torch.isfinite(ratio).all()
+    torch.testing.assert_close(output.log_odds_ratio(-sure, index)[:, :2], -ratio[:, :2])
+
+
+def test_any_class_at_all_is_no_event():
+    everything = torch.tensor([[0, 1, 2]])
+    ratio = CategoricalOutput((3,)).log_odds_ratio(torch.randn(1, 4, 3), everything)
+    assert torch.equal(ratio, torch.zeros(1, 4))
+
+
 def test_the_marginal_is_floored_for_classes_that_never_occur():
     output = CategoricalOutput((4,), probabilities=True)
     output.fit_marginal(torch.eye(4)[torch.zeros(100, dtype=torch.long)])
