@@ -36,6 +36,13 @@ class Batch:
     labels: Tensor | None = None
     additional_forward_args: tuple[Any, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.inputs, tuple):
+            raise TypeError(
+                f"Batch expects inputs as a tuple of tensors; got a {type(self.inputs).__name__}. "
+                "One input is Batch((images,), labels)"
+            )
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Device of the model's first parameter or buffer; the CPU if it has none."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.batches import Batch
 from captum_mi.weights import _as_stored
 
 
@@ -420,6 +421,11 @@ def test_layers_of_other_axes(images, where):
             "head_layers": [], "context_layers": "grid", where: "row"})
     with pytest.raises(ValueError, match="layer 'row' has 1 position axes and others have 2"):
         attr.fit([images], 1, progress=False)
+
+
+def test_a_batch_of_a_bare_tensor(images):
+    with pytest.raises(TypeError, match=r"tuple of tensors; got a Tensor. One input is Batch\(\("):
+        Batch(images)
 
 
 class EndsInSoftmax(nn.Module):

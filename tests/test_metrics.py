@@ -70,6 +70,10 @@ def test_localization_rejects_other_shapes():
         grid_pointing(torch.zeros(1, 3, 4), torch.tensor([0]))
     with pytest.raises(ValueError, match="cells are 0, 1, 2 or 3; got 4 to 4"):
         grid_pointing(torch.zeros(1, 4, 4), torch.tensor([4]))
+    for cells in (torch.tensor([0.0]), torch.tensor([[0]]), [0, 1]):
+        with pytest.raises(ValueError, match="a whole number for each, its cell; got"):
+            grid_pointing(torch.zeros(1, 4, 4), cells)
+    assert grid_pointing(torch.zeros(1, 4, 4), [3]).item() == 0.25
 
 
 def brightness(images, target):

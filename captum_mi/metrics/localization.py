@@ -5,6 +5,8 @@ Of equally hot pixels none comes first: each counts as the mean of them all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -101,7 +103,7 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, levels: int = 19) -> Tenso
     return (hits.gather(1, count) / (count + 1)).mean(1).float()
 
 
-def grid_pointing(maps: Tensor, cells: Tensor) -> Tensor:
+def grid_pointing(maps: Tensor, cells: Tensor | Sequence[int]) -> Tensor:
     """Grid pointing game: share of the positive heat of a 2x2 mosaic in the right cell.
 
     Source: Boehle et al., 2021, https://arxiv.org/abs/2104.00032.
@@ -113,10 +115,12 @@ def grid_pointing(maps: Tensor, cells: Tensor) -> Tensor:
     Returns:
         ``(N,)`` in [0, 1]; a map without positive heat scores 1/4.
     """
-    if maps.dim() != 3 or maps.shape[1] % 2 or maps.shape[2] % 2 or len(cells) != len(maps):
+    cells = torch.as_tensor(cells)
+    even = maps.dim() == 3 and not maps.shape[1] % 2 and not maps.shape[2] % 2
+    if not even or cells.shape != maps.shape[:1] or cells.is_floating_point():
         raise ValueError(
-            "expected maps (N, H, W) with even H and W and one cell for each; got maps "
-            f"{tuple(maps.shape)} and {len(cells)} cells"
+            "expected maps (N, H, W) with even H and W and a whole number for each, its cell; got "
+            f"maps {tuple(maps.shape)} and {cells.dtype} cells {tuple(cells.shape)}"
         )
     if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) <= 3:
         raise ValueError(
@@ -126,4 +130,4 @@ def grid_pointing(maps: Tensor, cells: Tensor) -> Tensor:
     heat = maps.double().clamp_min(0).reshape(n, 2, h // 2, 2, w // 2).sum((2, 4)).flatten(1)
     heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, torch.ones_like(heat))
     share = heat / heat.sum(1, keepdim=True)
-    return share.gather(1, cells[:, None].to(share.device))[:, 0].float()
+    return share.gather(1, cells[:, None].to(share.device, torch.long))[:, 0].float()
