@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.bottleneck import keep
+from captum_mi.bottleneck import capacity, keep
 from captum_mi.grid import resize
 from captum_mi.heatmap import combine, to_input
 from captum_mi.hooks import LayerOutput, capture_only
@@ -52,6 +52,7 @@ class Parts:
         sufficient: evidence for the target in x', of each noised layer, ``(n, 1, h, w)``.
         general: the same in clean features, of each layer that has a head, the deepest last.
         odds: log odds ratios in x', of each noised layer.
+        clean_odds: the same in clean features, of each layer that has a head.
         expected: expectation of the evidence in x' over classes.
         alpha_logit: logit of alpha on the finest grid.
         default: the default map, at the input's resolution.
@@ -68,10 +69,12 @@ class Parts:
         def grid(values: Tensor, site: object) -> Tensor:
             return values[:, None].unflatten(2, z[site].shape[2:])  # type: ignore[index]
 
-        self.sufficient, self.general, self.expected, self.odds = [], [], [], []
+        self.sufficient, self.general, self.expected = [], [], []
+        self.odds, self.clean_odds = [], []
         for i, site in enumerate(networks.sites + networks.head_sites):
             clean = networks.head(i, z[site])
             self.general.append(grid(output.evidence_for(clean, index), site))
+            self.clean_odds.append(grid(output.log_odds_ratio(clean, index), site))
             if i < len(networks.sites):
                 q = networks.head(i, networks.mean_signal(z[site], logits[site]))
                 self.sufficient.append(grid(output.evidence_for(q, index), site))
@@ -152,6 +155,8 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
         "evidence, layers first averaged, by posterior (default)": lambda p: [p.default],
         "posterior alone": lambda p: [p.posterior.float()],
         "evidence by posterior": lambda p: by_posterior(p, p.posterior),
+        "... with a prior of the position alone": lambda p: by_posterior(
+            p, position_posterior(p.witnesses, capacity(torch.ones(()), p.alpha_logit))),
         "... with a uniform prior": lambda p: by_posterior(
             p, position_posterior(p.witnesses, torch.ones_like(prior(p)))),
         "... to the power 1": lambda p: by_posterior(p, p.posterior ** (1 / SHARPNESS)),
@@ -160,8 +165,10 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
             p, position_posterior(p.odds, prior(p))),
         "... of evidence instead of log odds ratios": lambda p: by_posterior(
             p, position_posterior([*p.sufficient, p.general[-1]], prior(p))),
-        "... of clean evidence": lambda p: by_posterior(
-            p, position_posterior(p.general, prior(p))),
+        "... of log odds ratios of the deepest head too": lambda p: by_posterior(
+            p, position_posterior([*p.odds, p.clean_odds[-1]], prior(p))),
+        "... of clean features": lambda p: by_posterior(
+            p, position_posterior([*p.clean_odds[:-1], p.general[-1]], prior(p))),
         "evidence by posterior + (1 - alpha) x clean evidence": lambda p: [
             combine(by_posterior(p, p.posterior), p.alpha_logit.shape[2:])
             + combine(times(p.general[: len(p.sufficient)], keep(p.alpha_logit)),

@@ -14,6 +14,7 @@ from captum_mi.batches import example_bits
 from captum_mi.fitting import _Beta2, _even_rows
 from captum_mi.grid import locals_of
 from captum_mi.hooks import capture_only
+from captum_mi.metrics import pointing
 
 
 class Quadrants(nn.Module):
@@ -66,6 +67,7 @@ def test_the_information_lies_on_the_patch(trained):
         maps = trained.attribute(x, **options).sum(1).clamp_min(0)
         share = (maps * mask).sum((1, 2)) / maps.sum((1, 2)).clamp_min(1e-9)
         assert share.mean() > 0.6, options  # chance: 1/16
+        assert pointing(maps, mask).mean() > 0.95, options
 
 
 def test_evidence_is_for_the_class_that_is_there(trained):
