@@ -292,7 +292,7 @@ def write(
     )
     header = ["method (reduction)", *metrics, "ms/image", "forward passes"]
     rows = [cells(name, result, metrics) for name, result in results.items()]
-    print(write_table(out, f"Photographs, {options.model}", header, rows, note))
+    print(write_table(out, f"Methods compared, {options.model}", header, rows, note))
     leading = {f"{OURS} (signed)": "paired"}
     for steps in options.refine_steps[:1]:
         leading[f"{OURS}, refine_steps={steps} (signed)"] = "paired_refined"
