@@ -227,9 +227,10 @@ class Reader:
         """Log odds ratios of a class at the noised sites, whose evidence levels at certainty."""
         noised, found = information == "sufficient", []
         for i, site in enumerate(self.networks.sites):
-            ratio = self.readout.log_odds_ratio(self._head(i, site, noised), index, self.args)
-            ratio = self._heard(site, ratio[..., None]) if noised else ratio[..., None]
-            found.append(on_grid(ratio, self.z[site].shape[2:]))
+            parameters = self._head(i, site, noised)
+            ratio = self.readout.log_odds_ratio(parameters, index, self.args)[..., None]
+            found.append(on_grid(
+                self._heard(site, ratio) if noised else ratio, self.z[site].shape[2:]))
         return found
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:
