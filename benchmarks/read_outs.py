@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.bottleneck import capacity, keep
+from captum_mi.bottleneck import keep
 from captum_mi.grid import resize
 from captum_mi.heatmap import combine, to_input
 from captum_mi.hooks import LayerOutput, capture_only
@@ -88,7 +88,7 @@ class Parts:
     @property
     def witnesses(self) -> list[Tensor]:
         """What the default's posterior is made of."""
-        return [*self.odds, self.general[-1]]
+        return [*pooled(self.odds), self.general[-1]]
 
     @cached_property
     def posterior(self) -> Tensor:
@@ -106,6 +106,11 @@ class Parts:
 def _layers(attr: InfoBottleneckAttribution, images: Tensor) -> dict[str, LayerOutput]:
     names = list(dict.fromkeys(site.layer for site in attr.networks.all_sites))
     return capture_only(attr.model, names, lambda: attr.model(images))
+
+
+def pooled(odds: list[Tensor]) -> list[Tensor]:
+    """Layers as one witness."""
+    return [one / len(odds) for one in odds]
 
 
 def times(maps: list[Tensor], weight: Tensor) -> list[Tensor]:
@@ -155,20 +160,23 @@ def read_outs() -> dict[str, Callable[[Parts], list[Tensor]]]:
         "evidence, layers first averaged, by posterior (default)": lambda p: [p.default],
         "posterior alone": lambda p: [p.posterior.float()],
         "evidence by posterior": lambda p: by_posterior(p, p.posterior),
-        "... with a prior of the position alone": lambda p: by_posterior(
-            p, position_posterior(p.witnesses, capacity(torch.ones(()), p.alpha_logit))),
+        "... with the mean capacity around a position for a prior": lambda p: by_posterior(
+            p, position_posterior(p.witnesses, F.avg_pool2d(
+                prior(p), 3, 1, 1, count_include_pad=False))),
         "... with a uniform prior": lambda p: by_posterior(
             p, position_posterior(p.witnesses, torch.ones_like(prior(p)))),
         "... to the power 1": lambda p: by_posterior(p, p.posterior ** (1 / SHARPNESS)),
-        "... to the power 3": lambda p: by_posterior(p, p.posterior ** (3 / SHARPNESS)),
+        "... to the power 2": lambda p: by_posterior(p, p.posterior ** (2 / SHARPNESS)),
+        "... of layers as independent witnesses, to the power 2": lambda p: by_posterior(
+            p, position_posterior([*p.odds, p.general[-1]], prior(p)) ** (2 / SHARPNESS)),
         "... without the deepest head": lambda p: by_posterior(
-            p, position_posterior(p.odds, prior(p))),
+            p, position_posterior(pooled(p.odds), prior(p))),
         "... of evidence instead of log odds ratios": lambda p: by_posterior(
             p, position_posterior([*p.sufficient, p.general[-1]], prior(p))),
         "... of log odds ratios of the deepest head too": lambda p: by_posterior(
-            p, position_posterior([*p.odds, p.clean_odds[-1]], prior(p))),
+            p, position_posterior([*pooled(p.odds), p.clean_odds[-1]], prior(p))),
         "... of clean features": lambda p: by_posterior(
-            p, position_posterior([*p.clean_odds[:-1], p.general[-1]], prior(p))),
+            p, position_posterior([*pooled(p.clean_odds[:-1]), p.general[-1]], prior(p))),
         "evidence by posterior + (1 - alpha) x clean evidence": lambda p: [
             combine(by_posterior(p, p.posterior), p.alpha_logit.shape[2:])
             + combine(times(p.general[: len(p.sufficient)], keep(p.alpha_logit)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mi.bottleneck import capacity
@@ -14,7 +13,7 @@ from captum_mi.grid import n_positions, resize
 __all__ = ["SHARPNESS", "capacity_prior", "position_posterior", "sharpened", "spread"]
 
 #: Power of the posterior that maps are weighted by.
-SHARPNESS = 2.0
+SHARPNESS = 3.0
 
 _NOWHERE = 0.05  # probability that no one position shows the class
 _OF_LOSSES = 0.5  # weight of the losses of many blocks, to 1 of posterior times share
@@ -22,14 +21,10 @@ _OF_SHARES = 0.1  # weight of signed shares, beside their positive part's
 _UNFELT = 0.5  # losses, or shares, of so many nats in all count half
 _AS_FEW = 8  # so many pairs of halves have half the weight of many
 _UNSEEN = 0.01  # of the probability: halves that differ by so little count half
-_MEANS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def capacity_prior(alpha_logit: Tensor) -> Tensor:
     """Capacity that alpha leaves to a standardised feature, in nats: what the decision may use.
-
-    The mean over a position and those beside it. They see much the same, so the bottleneck may
-    let pass at any of them what only one of them is centred on.
 
     Uniform for a uniform alpha. The prior of :func:`position_posterior`, up to its scale.
 
@@ -39,9 +34,7 @@ def capacity_prior(alpha_logit: Tensor) -> Tensor:
     Returns:
         Tensor of the same shape, not negative.
     """
-    passed = capacity(torch.ones_like(alpha_logit), alpha_logit)
-    axes = passed.dim() - 2
-    return _MEANS[axes](passed, 3, 1, 1, count_include_pad=False) if axes else passed
+    return capacity(torch.ones_like(alpha_logit), alpha_logit)
 
 
 def position_posterior(witnesses: Sequence[Tensor], prior: Tensor) -> Tensor:
@@ -52,7 +45,10 @@ def position_posterior(witnesses: Sequence[Tensor], prior: Tensor) -> Tensor:
     If one position shows class t, and position j is that one with prior probability
     :math:`C_j`, then this is Bayes' rule: :math:`w_{lj}` is the log likelihood ratio of the
     features of layer l at j with and without t, which a head's log odds ratio is
-    (:meth:`captum_mi.outputs.Output.log_odds_ratio`). Layers count as independent witnesses.
+    (:meth:`captum_mi.outputs.Output.log_odds_ratio`), and witnesses are independent. Layers that
+    see the same are one: each is given its share of the logarithm, so that they count by their
+    geometric mean, a logarithmic opinion pool (Genest and Zidek, 1986,
+    https://doi.org/10.1214/ss/1177013825).
 
     Args:
         witnesses: log likelihood ratios of each layer, ``(N, 1, *positions_l)``, in nats.

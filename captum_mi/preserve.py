@@ -39,10 +39,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _alone_with(modules: list[nn.Module]) -> Iterator[None]:
     """Wait until no other thread is inside with one of these, or a parameter; may be nested."""
     thread = threading.get_ident()
-    parts = [*modules, *(p for module in modules for p in module._parameters.values())]
+    parts = {
+        id(part) for module in modules for part in (module, *module._parameters.values())
+        if part is not None
+    }
+
+    def free() -> bool:
+        return _user_of.keys().isdisjoint(parts) or all(
+            _user_of.get(part, thread) == thread for part in parts)
+
     with _changed:
-        _changed.wait_for(lambda: all(_user_of.get(id(part), thread) == thread for part in parts))
-        taken = {id(part) for part in parts if part is not None} - _user_of.keys()
+        _changed.wait_for(free)
+        taken = parts - _user_of.keys()
         _user_of.update(dict.fromkeys(taken, thread))
     try:
         yield

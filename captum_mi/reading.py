@@ -224,13 +224,16 @@ class Reader:
         return [networks.offsets.get(site, ()) for site in sites]
 
     def _log_odds(self, information: Read, index: Tensor) -> list[Tensor]:
-        """Log odds ratios of a class at the noised sites, whose evidence levels at certainty."""
+        """Log odds ratios of a class at the noised sites, whose evidence levels at certainty.
+
+        They see the same pixels, so they are one witness, and each has its share in it.
+        """
         noised, found = information == "sufficient", []
         for i, site in enumerate(self.networks.sites):
             parameters = self._head(i, site, noised)
             ratio = self.readout.log_odds_ratio(parameters, index, self.args)[..., None]
-            found.append(on_grid(
-                self._heard(site, ratio) if noised else ratio, self.z[site].shape[2:]))
+            ratio = self._heard(site, ratio) if noised else ratio
+            found.append(on_grid(ratio, self.z[site].shape[2:]) / len(self.networks.sites))
         return found
 
     def _head_evidence(self, index: Tensor) -> list[Tensor]:

@@ -1,11 +1,10 @@
 """The posterior over positions is Bayes' rule, and spreading by it keeps signs and totals."""
 
-import itertools
-
-import pytest
 import torch
 
-from captum_mi.bottleneck import capacity
+from captum_mi import InfoBottleneckAttribution
+from captum_mi.grid import resize
+from captum_mi.hooks import capture_only
 from captum_mi.posterior import capacity_prior, position_posterior, spread
 
 
@@ -53,8 +52,8 @@ def test_layers_of_other_grids_are_resized_and_extremes_stay_finite():
 def test_spreading_a_map_by_hand():
     maps = torch.tensor([[[2.0, 1.0, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
     posterior = torch.tensor([[[0.1, 0.2, 0.6, 0.1]]]).expand(2, 1, 4)
-    squares = 0.1**2 + 0.2**2 + 0.6**2 + 0.1**2
-    weight = [0.95 * p**2 / squares + 0.05 / 4 for p in (0.1, 0.2)]
+    cubes = 0.1**3 + 0.2**3 + 0.6**3 + 0.1**3
+    weight = [0.95 * p**3 / cubes + 0.05 / 4 for p in (0.1, 0.2)]
     parts = [2 * weight[0], 1 * weight[1]]
     moved = [3 * part / sum(parts) for part in parts]
     expected = torch.tensor([[[*moved, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
@@ -117,22 +116,37 @@ def test_the_prior_is_uniform_for_a_uniform_alpha_and_falls_with_it():
     assert capacity_prior(torch.zeros(2, 1)).shape == (2, 1)
 
 
-@pytest.mark.parametrize("grid", [(7,), (5, 7), (3, 5, 7)])
-def test_the_prior_is_the_mean_of_a_position_and_those_beside_it(grid):
-    logits = torch.randn(2, 1, *grid)
-    passed = capacity(torch.ones(()), logits)
-    prior = capacity_prior(logits)
-    for place in itertools.product(*map(range, grid)):
-        near = passed[(..., *(slice(max(i - 1, 0), i + 2) for i in place))]
-        torch.testing.assert_close(prior[(..., *place)], near.flatten(1).mean(1, keepdim=True))
+@torch.no_grad()
+def test_the_map_of_a_class_by_hand(net, images, quick_fit):
+    """Odds of the chosen layers, as one witness, evidence of a deeper one, capacity, cubed."""
+    attr = quick_fit(
+        InfoBottleneckAttribution(net, ["stage1", "pool"], head_layers=["stage2"]), [images])
+    networks, target = attr.networks, 2
+    for parameter in networks.parameters():  # heads and alpha of little training tell little
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    layers = list({site.layer for site in networks.all_sites})
+    z = networks.standardise(capture_only(net, layers, lambda: net(images)))
+    logits = networks.alpha_logits(z)
+    log_r = networks.output.log_marginal[target].double()
 
+    def log_q(i, features, site):
+        evidence = networks.output.evidence(networks.head(i, features))[..., target].double()
+        return evidence[:, None].unflatten(2, z[site].shape[2:]) + log_r
 
-def test_what_passes_beside_the_class_leads_to_the_class():
-    """Alpha opens next to the position that the evidence is centred on, and nowhere else."""
-    evidence = torch.zeros(1, 1, 9, 9)
-    evidence[..., 3:6, 3:6] = 1.0
-    evidence[..., 4, 4] = 1.2
-    logits = torch.full((1, 1, 9, 9), 8.0)
-    logits[..., 4, 5] = -2.0
-    posterior = position_posterior([evidence, evidence], capacity_prior(logits))
-    assert spread(evidence, posterior).argmax() == 4 * 9 + 4
+    odds, maps = torch.zeros(32, 1, 12, 12).double(), torch.zeros(32, 1, 12, 12).double()
+    for i, site in enumerate(networks.sites):
+        q = log_q(i, networks.mean_signal(z[site], logits[site]), site).exp()
+        r = log_r.exp()
+        odds += resize((q / (1 - q)).log() - (r / (1 - r)).log(), (12, 12)) / 2
+        maps += resize((q / r).log(), (12, 12)) / 2
+    deepest = networks.head_sites[0]
+    deeper = resize(log_q(2, z[deepest], deepest) - log_r, (12, 12))
+    alpha = torch.sigmoid(logits[networks.sites[0]].double())
+    prior = 0.5 * (alpha**2 + (1 - alpha) ** 2 - 1) - alpha.log()
+    weight = (prior * (odds + deeper).exp()) ** 3
+    positive, negative = maps.clamp_min(0), maps.clamp_max(0)
+    assert (positive.sum((2, 3)) > 0).sum() > 5
+    moved = positive * (0.95 * weight / weight.sum((2, 3), keepdim=True) + 0.05 / 144)
+    moved *= positive.sum((2, 3), keepdim=True) / moved.sum((2, 3), keepdim=True).clamp_min(1e-30)
+    found = attr.attribute(images, target).sum(1, keepdim=True).double()
+    torch.testing.assert_close(found, moved + negative, rtol=1e-3, atol=1e-5)
