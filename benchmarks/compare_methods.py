@@ -45,8 +45,14 @@ Fits = Callable[[], list[InfoBottleneckAttribution]]  # made when they are first
 _COLOURED = 7  # rows of others in the figure of curves
 _FREE = 0.5  # forward passes, of which the figure of cost shows no less
 
+#: Options that leave all results as they are, or that their name or origin tells.
+_ASIDE = ("methods", "pictures", "out", "parts", "metrics", "retime", "refine_steps", "amp")
+
 #: Options that leave peers as they are.
 _OF_OURS = ("layers", "steps", "refits", "fits")
+
+#: Files and folders, which may have moved.
+_PATHS = ("data", "weights", "fits")
 
 
 def parse() -> argparse.Namespace:
@@ -200,10 +206,11 @@ def finished(
     """A method's results, one for each reduction, and how they were made; kept ones are loaded."""
     folder = options.parts or Path(f"{options.out}_parts")
     path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
-    ignored = ["methods", "pictures", "out", "parts", "metrics", "retime"]
-    ignored += ["refine_steps"]  # in its name
-    ignored += [] if name.startswith(OURS) else _OF_OURS
-    settings = {key: str(value) for key, value in vars(options).items() if key not in ignored}
+    aside = _ASIDE if name.startswith(OURS) else _ASIDE + _OF_OURS
+    settings = {
+        key: Path(value).name if key in _PATHS and value is not None else str(value)
+        for key, value in vars(options).items() if key not in aside
+    }
     settings["metrics"] = " ".join(metrics)
     if path.exists():
         kept = torch.load(path, weights_only=True)
@@ -221,7 +228,8 @@ def finished(
             raise
         print(f"{name}: not applicable to {options.model}: {error}", flush=True)
         results = {}
-    origin = made_by() + (about(fits(), options) if name.startswith(OURS) else "")
+    origin = made_by() + (", bfloat16 for perturbed images" if options.amp else "")
+    origin += about(fits(), options) if name.startswith(OURS) else ""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"settings": settings, "results": results, "origin": origin}, path)
     return results, origin
@@ -309,8 +317,9 @@ def write(
 def about(fits: list[InfoBottleneckAttribution], options: argparse.Namespace) -> str:
     """What the fits took."""
     seconds = sum(attr.history.seconds for attr in fits) / len(fits)
+    precision = " in bfloat16" if options.amp else ""
     return (f", {len(fits)} fit(s) of {'+'.join(fits[0].layers)} on {options.train} images, each "
-            f"{len(fits[0].history)} steps of {options.batch} in {seconds:.0f} s")
+            f"{len(fits[0].history)} steps of {options.batch}{precision} in {seconds:.0f} s")
 
 
 def conditions(origins: dict[str, list[str]], options: argparse.Namespace) -> str:
@@ -318,8 +327,6 @@ def conditions(origins: dict[str, list[str]], options: argparse.Namespace) -> st
     shared = {"model": options.model, "seed": options.seed, "skipped": options.skip}
     if options.tiles_per_step > 1:
         shared["tiles per step of curves"] = options.tiles_per_step
-    if options.amp:
-        shared["bfloat16"] = "while fitting and for perturbed images"
     first = ", ".join(f"{name} {value}" for name, value in shared.items())
     return "\n\n".join([first, *(f"{', '.join(names)}: {origin}"
                                  for origin, names in origins.items())])
