@@ -129,7 +129,7 @@ def spread(
         >>> evidence = torch.tensor([[[3.0, 3.0, -1.0, -1.0]]])
         >>> posterior = torch.tensor([[[0.0, 0.6, 0.4, 0.0]]])
         >>> spread(evidence, posterior).round(decimals=2)
-        tensor([[[ 0.1100,  5.8900, -1.0000, -1.0000]]])
+        tensor([[[ 0.1000,  5.9000, -1.0000, -1.0000]]])
     """
     positions = maps.shape[2:]
     in_favour = maps.clamp_min(0).double()
