@@ -311,7 +311,7 @@ def test_box_order(photographs):
 
 
 def test_compare_methods(photographs):
-    """Twice: the second run reads every method's result from the first."""
+    """Twice: the second run, on moved files, reads every method's result from the first."""
     command = (
         "benchmarks/compare_methods.py", "--data", photographs / "photographs.npz",
         "--model", THIN, "--weights", photographs / "thin.pt", "--n", 2, "--mosaics", 1,
@@ -329,8 +329,13 @@ def test_compare_methods(photographs):
         assert (photographs / f"result_{name}.png").stat().st_size > 5_000
     table = (photographs / "result.csv").read_text()
     assert len(table.splitlines()) == 1 + 1 + 2 + 1 + 2 + 1 + 1
-    run(*command)
+    moved = photographs / "moved" / "photographs.npz"
+    moved.parent.mkdir()
+    moved.write_bytes((photographs / "photographs.npz").read_bytes())
+    finished = {path: path.stat().st_mtime_ns for path in (photographs / "result_parts").iterdir()}
+    run(*command, "--data", moved)
     assert (photographs / "result.csv").read_text() == table
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
     kept = torch.load(photographs / "result_parts" / "random.pt")
     kept["results"]["random (signed)"]["seconds"] = 123456.0
     torch.save(kept, photographs / "result_parts" / "random.pt")
