@@ -537,7 +537,6 @@ class BottleneckAttribution(InternalAttribution):
         kinds = [Kind(one, classes, chosen, joined) for one in read]
         results: list[list[list[Tensor]]] = [[] for _ in kinds]
         reader: Reader | None = None
-        unchanged: Callable[[], bool] | None = None
         with self._reading():
             self._move_networks(fit)
             readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
@@ -550,7 +549,6 @@ class BottleneckAttribution(InternalAttribution):
                     passes, fit.networks, readout, part[: len(inputs)], part_args, estimator,
                     fit.beta2, refine_steps, part[len(inputs) :] or None,
                 )
-                unchanged = unchanged or fit.watch.look()
                 for kind, parts in zip(kinds, results):
                     maps = reader.read(kind, part_index, fit.recorder)
                     parts.append([one * factor for one in maps])
@@ -559,7 +557,7 @@ class BottleneckAttribution(InternalAttribution):
             finished = [finish([torch.cat(one) for one in zip(*parts)], places)
                         for parts in results]
             result = finished[0] if len(finished) == 1 else _difference(*finished)
-        assert unchanged is not None
+            unchanged = fit.watch.look()  # while a CUDA device is busy
         self._warn_if_changed(unchanged())
         reader.check()
         return result

@@ -17,7 +17,7 @@ __all__ = ["evaluation_mode", "isolated_randomness"]
 
 
 _changed = threading.Condition()
-_user_of: dict[int, int] = {}  # identity of a module or parameter -> thread that is inside with it
+_inside: list[tuple[int, list[nn.Module]]] = []  # threads, and the modules they are inside with
 
 
 @contextmanager
@@ -38,67 +38,75 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _alone_with(modules: list[nn.Module]) -> Iterator[None]:
     """Wait until no other thread is inside with one of these, or a parameter; may be nested."""
-    thread = threading.get_ident()
-    parts = {
-        id(part) for module in modules for part in (module, *module._parameters.values())
-        if part is not None
-    }
+    entry = threading.get_ident(), modules
 
     def free() -> bool:
-        return _user_of.keys().isdisjoint(parts) or all(
-            _user_of.get(part, thread) == thread for part in parts)
+        others = [theirs for thread, theirs in _inside if thread != entry[0]]
+        return not others or _parts(modules).isdisjoint(*map(_parts, others))
 
     with _changed:
         _changed.wait_for(free)
-        taken = parts - _user_of.keys()
-        _user_of.update(dict.fromkeys(taken, thread))
+        _inside.append(entry)
     try:
         yield
     finally:
         with _changed:
-            for part in taken:
-                del _user_of[part]
+            _inside.remove(entry)
             _changed.notify_all()
+
+
+def _parts(modules: list[nn.Module]) -> set[int]:
+    """Identities of modules and their parameters."""
+    return {
+        id(part) for module in modules for part in (module, *module._parameters.values())
+        if part is not None
+    }
 
 
 @contextmanager
 def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
-    training = [(module, module.training) for module in modules]
-    requires_grad = [
-        (parameter, parameter.requires_grad)
-        for module, _ in training
-        for parameter in module._parameters.values()
+    training = [module.training for module in modules]
+    parameters = [
+        parameter for module in modules for parameter in module._parameters.values()
         if parameter is not None
     ]
+    requires_grad = [parameter.requires_grad for parameter in parameters]
     buffers = [
         (module, name, buffer, buffer.clone())
-        for module, _ in training
-        if not type(module).__module__.startswith("torch.nn.")
+        for module in modules
+        if module._buffers and not type(module).__module__.startswith("torch.nn.")
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
     try:
-        if any(flag for _, flag in training):  # slow to set: a call of one image would notice
+        if any(training):  # slow to set: a call of one image would notice
             model.eval()
-        for parameter, flag in requires_grad:
-            if flag:
-                parameter.requires_grad_(False)
+        if any(requires_grad):
+            _set_requires_grad(parameters, [False] * len(parameters))
         yield
     finally:
-        for module, flag in training:
-            if module.training != flag and type(module).train is not nn.Module.train:
-                module.train(flag)  # may have more to put back, such as weights that eval() merged
-        for module, flag in training:
-            if module.training != flag:
-                module.training = flag
-        for parameter, flag in requires_grad:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
+        if [module.training for module in modules] != training:
+            _set_training(modules, training)
+        _set_requires_grad(parameters, requires_grad)
         with torch.no_grad():
             for module, name, buffer, saved in buffers:
                 setattr(module, name, buffer)
                 if not torch.equal(buffer, saved):
                     buffer.copy_(saved)
+
+
+def _set_training(modules: list[nn.Module], training: list[bool]) -> None:
+    for module, flag in zip(modules, training):
+        if module.training != flag and type(module).train is not nn.Module.train:
+            module.train(flag)  # may have more to put back, such as weights that eval() merged
+    for module, flag in zip(modules, training):
+        module.training = flag
+
+
+def _set_requires_grad(parameters: list[nn.Parameter], flags: list[bool]) -> None:
+    for parameter, flag in zip(parameters, flags):
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
 
 
 @contextmanager
