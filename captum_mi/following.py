@@ -161,7 +161,7 @@ def _follows(moved: Tensor, grid: tuple[int, ...]) -> bool:
     for start in range(axes - count + 1):
         part = moved[start : start + count][long][:, long]
         along = part.diagonal()
-        across = torch.maximum(part.abs().amax(0), part.abs().amax(1)) / _ASTRAY
+        across = torch.maximum(moved[:, long].abs().amax(0), part.abs().amax(1)) / _ASTRAY
         if len(long) == 1:  # what other axes of the input do is all that it compares with
             own = torch.arange(start, start + count, device=moved.device)
             across = _ASTRAY * moved[:, long].abs().index_fill(0, own, 0).amax(0)

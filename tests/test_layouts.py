@@ -549,12 +549,12 @@ def said_of_places(model, layer, x, axis):
 
 
 @pytest.mark.parametrize(("model", "layer", "shape", "axis"), [
-    (Clips(), "conv", (4, 4, 3, 8, 8), None),
-    (Waves(), "units", (8, 256), None),
-    (Waves(), "conv", (8, 256), "last"),
+    (Clips, "conv", (4, 4, 3, 8, 8), None),
+    (Waves, "units", (8, 256), None),
+    (Waves, "conv", (8, 256), "last"),
 ])
 def test_positions_that_are_no_places_are_said(model, layer, shape, axis):
-    assert said_of_places(model, layer, torch.randn(shape), axis) == [__file__]
+    assert said_of_places(model(), layer, torch.randn(shape), axis) == [__file__]
 
 
 @pytest.mark.parametrize(("layer", "axis"), [("units", "last"), ("conv", None)])
