@@ -75,8 +75,9 @@ def to_input(
         return channels_first.movedim(1, -1).contiguous()
     channels, spatial = _channels_and_grid(like, len(grid))
     scale = n_positions(grid) / n_positions(spatial) / channels
-    density = scale * (_density(maps, spatial, offsets) - _density(
-        [-one for one in maps], spatial, offsets))
+    parts = [torch.cat([one, -one], 1).clamp_min(0) for one in maps]
+    positive, negative = _density(parts, spatial, offsets).split(1, 1)
+    density = scale * (positive - negative)
     shaped = density.expand(-1, channels, *spatial) if like.dim() > len(spatial) + 1 else density
     dtype = like.dtype if like.is_floating_point() else density.dtype
     return shaped.reshape(like.shape).to(dtype).contiguous()
@@ -85,10 +86,9 @@ def to_input(
 def _density(
     maps: Sequence[Tensor], positions: Sequence[int], offsets: Sequence[Sequence[float]]
 ) -> Tensor:
-    """What is positive in maps, combined, with the mean that it has on their own grids."""
-    positive = [one.clamp_min(0) for one in maps]
-    density = combine(positive, positions, offsets)
-    wanted = sum(one.flatten(2).mean(2) for one in positive) / len(maps)
+    """Maps without negative values, combined, with the mean that they have on their own grids."""
+    density = combine(maps, positions, offsets)
+    wanted = sum(one.flatten(2).mean(2) for one in maps) / len(maps)
     found = density.flatten(2).mean(2).clamp_min(torch.finfo(density.dtype).tiny)
     return density * (wanted / found).view(*density.shape[:2], *[1] * len(positions))
 
