@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from evaluation import TILE, Evaluation, Heat, evaluation_set, mosaics
+from evaluation import DEVICE, TILE, Evaluation, Heat, digit_scenes, evaluation_set, mosaics
 from photographs import Photographs
 from report import mean_and_error, provenance, write_table
 from torch import Tensor, nn
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.datasets import DigitResNet, Scenes, make_scenes
+from captum_mi.datasets import DigitResNet, Scenes
 
 METRICS = ("degradation", "EHR", "box", "pointing", "GridPG")
 DEFAULT = "default: layer2+3, layer4 read"
@@ -104,6 +104,7 @@ def erased(images: Tensor, generator: torch.Generator) -> Tensor:
     share = torch.rand(n, 1, 1, 1, generator=generator)
     share[torch.rand(n, generator=generator) < 0.5] = 0
     kept = torch.rand(n, 1, height // TILE, width // TILE, generator=generator) >= share
+    kept = kept.to(images)
     return images * kept.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
 
 
@@ -119,10 +120,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/choices"))
     options = parser.parse_args()
-    train = make_scenes(options.train, seed=options.seed)
+    train = digit_scenes(options.train, "train", options.seed)
     torch.manual_seed(options.seed)
-    model = DigitResNet().fit(train, options.epochs, seed=options.seed)
-    photos = as_photographs(make_scenes(3 * options.n, split="test", seed=options.seed))
+    model = DigitResNet().to(DEVICE).fit(train, options.epochs, seed=options.seed)
+    photos = as_photographs(digit_scenes(3 * options.n, "test", options.seed))
     evaluation = Evaluation(
         model, evaluation_set(model, photos, options.n),
         mosaics(model, photos, options.mosaics, options.confidence, options.seed), 1, options.seed,

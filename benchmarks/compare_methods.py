@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation import METRICS, Evaluation, Heat, evaluation_set, mosaics, seconds_per_image
+from evaluation import (
+    DEVICE,
+    METRICS,
+    Evaluation,
+    Heat,
+    evaluation_set,
+    mosaics,
+    seconds_per_image,
+)
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -98,12 +106,11 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain = replace(PLAIN, size=options.size, mean=tuple(options.mean), std=tuple(options.std))
     model, view = load_model(options.model, options.weights, plain)
-    model = model.to(device, memory_format=torch.channels_last)
-    train = load(options.data, "train", options.train, options.seed, view).to(device)
-    photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(device)
+    model = model.to(DEVICE, memory_format=torch.channels_last)
+    train = load(options.data, "train", options.train, options.seed, view).to(DEVICE)
+    photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(DEVICE)
     stages = stage_layers(model, (train.images[:2],), (), 2)
     fits = cache(lambda: [fitted(model, train, options, options.seed + i)
                           for i in range(options.refits)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from captum.metrics import infidelity
 from photographs import Photographs
 from torch import Tensor, nn
 
+from captum_mi.datasets import Scenes, make_scenes
 from captum_mi.metrics import (
     Curves,
     degradation,
@@ -23,6 +25,7 @@ from captum_mi.metrics import (
     sensitivity_n,
 )
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TILE = 8
 _BATCH = {"cpu": 64, "cuda": 1024}  # larger ones are slower on a CPU
 _SMALL = 0.5  # a box covers less than this share of its image
@@ -36,6 +39,11 @@ class Mosaics:
     images: Tensor
     targets: Tensor
     cells: Tensor
+
+
+def digit_scenes(n: int, split: Literal["train", "test"], seed: int) -> Scenes:
+    """Scenes of one digit, on the device."""
+    return Scenes(*(part.to(DEVICE) for part in make_scenes(n, split=split, seed=seed)))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import Occlusion
 from compare_methods import fitted
-from evaluation import Evaluation, Heat, evaluation_set, mosaics
+from evaluation import DEVICE, Evaluation, Heat, evaluation_set, mosaics
 from peers.method import per_channel
 from photographs import load, load_model
 from report import mean_and_error, provenance, write_table
@@ -227,14 +227,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/read_outs"))
     options = parser.parse_args()
     model, view = load_model(options.model, options.weights)
-    model = model.to(memory_format=torch.channels_last)
-    photos = load(options.data, "validation", None, options.seed, view)
+    model = model.to(DEVICE, memory_format=torch.channels_last)
+    photos = load(options.data, "validation", None, options.seed, view).to(DEVICE)
     evaluation = Evaluation(
         model, evaluation_set(model, photos, options.n),
         mosaics(model, photos, options.mosaics, 0.9, options.seed), options.tiles_per_step,
         options.seed, options.amp,
     )
-    train = load(options.data, "train", options.train, options.seed, view)
+    train = load(options.data, "train", options.train, options.seed, view).to(DEVICE)
     attr = fitted(model, train, options, options.seed)
     metrics = [metric for metric in METRICS if metric in evaluation.possible()]
     photos, grids = evaluation.photos, evaluation.grids

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 from captum.attr import IntegratedGradients
+from evaluation import DEVICE, digit_scenes
 from peers.captum_methods import grad_cam
 from photographs import load, load_model
 from report import mean_and_error, provenance, write_table
 from torch import Tensor, nn
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.datasets import DigitResNet, make_scenes
+from captum_mi.datasets import DigitResNet
 from captum_mi.metrics import cascading_randomization, mask_leak
 
 CASCADE = ["fc", "layer4", "layer3", "layer2", "layer1", "conv1"]
@@ -89,18 +90,20 @@ def main() -> None:
 def on_scenes(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """A network trained on digit scenes, images to fit on, images and labels to explain."""
     torch.manual_seed(options.seed)
-    train = make_scenes(options.train, seed=options.seed)
-    test = make_scenes(max(options.n, options.leak), split="test", seed=options.seed)
-    model = DigitResNet().fit(train, options.epochs, seed=options.seed)
+    train = digit_scenes(options.train, "train", options.seed)
+    test = digit_scenes(max(options.n, options.leak), "test", options.seed)
+    model = DigitResNet().to(DEVICE).fit(train, options.epochs, seed=options.seed)
     return model, train.images, test.images, test.labels[:, 0]
 
 
 def on_photographs(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """The same with a given network."""
     model, view = load_model(options.model, options.weights)
-    train = load(options.data, "train", options.train, options.seed, view)
-    test = load(options.data, "validation", max(options.n, options.leak), options.seed, view)
-    return model, train.images, test.images, test.labels
+    train, test = (
+        load(options.data, split, n, options.seed, view).to(DEVICE)
+        for n, split in ((options.train, "train"), (max(options.n, options.leak), "validation"))
+    )
+    return model.to(DEVICE), train.images, test.images, test.labels
 
 
 def fit(

@@ -27,7 +27,7 @@ from captum.attr import (
     Occlusion,
     Saliency,
 )
-from evaluation import now
+from evaluation import DEVICE, now
 from peers.captum_methods import grad_cam
 from report import provenance, write_table
 from torch import Tensor, nn
@@ -40,7 +40,6 @@ Call = Callable[[], object]
 
 _WARM_UP = 3 if torch.cuda.is_available() else 1  # calls; what comes again is recorded there
 _REFINED = 100  # images at most
-_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
@@ -107,7 +106,7 @@ def timed_rows(
 ) -> list[list[str]]:
     """One row for each call, forward first."""
     n = len(images)
-    target = torch.zeros(n, dtype=torch.long, device=_DEVICE)
+    target = torch.zeros(n, dtype=torch.long, device=DEVICE)
     calls: dict[str, Call] = {
         "forward": partial(no_grad, model, images),
         "captum_mi, a class": lambda: attr.attribute(images, target),
@@ -156,7 +155,7 @@ def peers(
 def fitting(options: argparse.Namespace, origin: str) -> None:
     """A step of the fit as a ratio to two forward passes and one backward pass."""
     precisions = {"float32": False, "bfloat16": True}
-    if _DEVICE.type == "cpu":
+    if DEVICE.type == "cpu":
         del precisions["bfloat16"]
     rows = []
     for name in options.models:
@@ -165,7 +164,7 @@ def fitting(options: argparse.Namespace, origin: str) -> None:
             for precision, amp in precisions.items():
                 arithmetic, step = fit_step(model, images, 0, amp, options.repeats)
                 remembered = ["", ""]
-                if _DEVICE.type == "cpu":  # on CUDA nothing is remembered
+                if DEVICE.type == "cpu":  # on CUDA nothing is remembered
                     beside, spent = fit_step(model, images, 2**31, amp, options.repeats)
                     remembered = [f"{1000 * spent:.1f}", f"{spent / beside:.2f}"]
                 rows.append([name, str(size), precision, f"{1000 * arithmetic:.1f}",
@@ -190,7 +189,7 @@ def fit_step(
     A step is the difference of a long and a short fit; short steps, as on CUDA, need be many.
     """
     few = 2
-    many = few + (repeats if _DEVICE.type == "cpu" else 126)
+    many = few + (repeats if DEVICE.type == "cpu" else 126)
     spans = []
     arithmetic = [arithmetic_seconds(model, images, amp, repeats)]
     for steps in (few, few, many):  # the first warms up
@@ -209,7 +208,7 @@ def arithmetic_seconds(model: nn.Module, images: Tensor, amp: bool, repeats: int
         no_grad(model, images)
         forward_backward(model, images)
 
-    with torch.autocast(_DEVICE.type, torch.bfloat16, enabled=amp):
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=amp):
         warm_up(arithmetic)
         return median([seconds(arithmetic) for _ in range(repeats)])
 
@@ -289,7 +288,7 @@ def memory(options: argparse.Namespace, origin: str) -> None:
 
 def megabytes() -> float:
     """Memory in use: allocated on CUDA, or the largest that the process has resided in."""
-    if _DEVICE.type == "cuda":
+    if DEVICE.type == "cuda":
         return torch.cuda.memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
@@ -300,12 +299,12 @@ def network(name: str, classes: int, size: int) -> nn.Module:
     sized = {"image_size": size} if name.startswith("vit") else {}
     model = torchvision.models.get_model(name, num_classes=classes, **sized)
     model = model.eval().requires_grad_(False)
-    return model.to(_DEVICE, memory_format=torch.channels_last)
+    return model.to(DEVICE, memory_format=torch.channels_last)
 
 
 def pictures(n: int, size: int) -> Tensor:
     """Random images."""
-    return torch.randn(n, 3, size, size, device=_DEVICE).contiguous(
+    return torch.randn(n, 3, size, size, device=DEVICE).contiguous(
         memory_format=torch.channels_last)
 
 
@@ -335,7 +334,7 @@ def beside(base: Call, call: Call, repeats: int) -> tuple[list[float], list[floa
 
 def peak_memory(call: Call) -> str:
     """MiB of CUDA memory, at most, while a call runs that has run before."""
-    if _DEVICE.type == "cpu":
+    if DEVICE.type == "cpu":
         return ""
     torch.cuda.reset_peak_memory_stats()
     call()
