@@ -108,8 +108,9 @@ def find_sites(
     Where the channels are is told by the inputs' positions. Features ``(N, T, C)`` of images are
     tokens of square patches, row by row, after 0, 1, 2 or 5 others. Features have their channels
     last if their middle axes, and not their last ones, are the image's divided by a common
-    stride, if their axis 1, and not their axis 2, is a sequence's length, or if it is that of a
-    sequence ``(N, L)`` without channels. Else, and where both would do, channels come first.
+    stride, or, of more channels than positions along any axis, by a stride for each axis; if
+    their axis 1, and not their axis 2, is a sequence's length; or if it is that of a sequence
+    ``(N, L)`` without channels. Else, and where both would do, channels come first.
 
     Args:
         layer: dotted name.
@@ -219,8 +220,11 @@ def _is_last(
         return channel_axis == "last"
     first, last = shape[1:], shape[:-1]
     if len(shape) > 2:
-        return not any(downsampled(first, size) for size in images) and any(
-            downsampled(last, size) for size in images
+        if any(downsampled(axes, size) for size in images for axes in (first, last)):
+            return not any(downsampled(first, size) for size in images)
+        return shape[-1] > max(last) and any(  # with a stride for each axis, as of a video
+            downsampled(last, size, common=False) and not downsampled(first, size, common=False)
+            for size in images
         )
     if any(last == x[1:] for x in inputs):  # a sequence (N, L) of words
         return True

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
+from torchvision.models.video import SwinTransformer3d
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.sites import channels_are_last, find_sites
@@ -102,6 +103,17 @@ def test_a_network_with_channels_last(pictures, quick_fit):
              for site, n in zip(attr.networks.sites, (16, 8))]
     assert grids == [(1, 8, 16, 16), (1, 16, 8, 8)]
     assert attr.attribute(pictures, 1).shape == pictures.shape
+
+
+def test_a_network_of_videos_with_channels_last(quick_fit):
+    """Frames have another stride than pixels."""
+    model = SwinTransformer3d([2, 4, 4], 48, [1, 1, 1], [1, 1, 2], [2, 2, 2], num_classes=5,
+                              stochastic_depth_prob=0.0).eval()
+    videos = torch.randn(4, 3, 8, 32, 32)
+    attr = quick_fit(InfoBottleneckAttribution(model), [videos])
+    assert attr.layers == ["pos_drop", "features.2"]
+    assert {site.layout for site in attr.networks.all_sites} == {"channels_last"}
+    assert attr.attribute(videos, 1).shape == videos.shape
 
 
 class Text(nn.Module):
@@ -273,6 +285,7 @@ def test_channels_come_first_where_both_would_do(shape, stride, padding):
     ("vgg11", (224, 224), ["features.9", "features.14", "features.19", "avgpool"]),
     ("mc3_18", (4, 32, 32), ["layer1", "layer2", "layer3", "layer4"]),
     ("r2plus1d_18", (8, 32, 32), ["layer1", "layer2", "layer3", "layer4"]),
+    ("swin3d_t", (8, 64, 64), ["pos_drop", "features.2", "features.4", "norm"]),
 ])
 def test_stages_of_torchvision_networks(name, size, expected):
     factory = torchvision.models.get_model
