@@ -66,6 +66,7 @@ def choices(kappa: float, steps: int) -> dict[str, Choice]:
         "twice the steps": Choice(fit={"steps": 2 * steps}),
         "images shifted at random": Choice(augment=shifted),
         "tiles erased at random": Choice(augment=erased),
+        "rectangles of other scenes pasted in": Choice(augment=pasted),
         "refined by 9 blocks": Choice(call={"refine_steps": 9}),
         "refined by these and 8 pairs of halves": Choice(call={"refine_steps": 25}),
         "alpha refined, 4 steps": Choice(call={"weighting": "posterior", "refine_steps": 4}),
@@ -106,6 +107,19 @@ def erased(images: Tensor, generator: torch.Generator) -> Tensor:
     kept = torch.rand(n, 1, height // TILE, width // TILE, generator=generator) >= share
     kept = kept.to(images)
     return images * kept.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
+
+
+def pasted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of a batch with a rectangle of another image (CutMix, Yun et al., 2019)."""
+    n, _, height, width = images.shape
+    inside = torch.rand(n, generator=generator)[:, None, None] < 0.5
+    for shape in ((n, height, 1), (n, 1, width)):
+        length = max(shape[1:])
+        centre, extent = torch.rand(2, n, 1, 1, generator=generator)
+        place = torch.arange(length).view(1, *shape[1:]) / length
+        inside = inside & ((place - centre).abs() < 0.2 + 0.3 * extent)
+    others = images[torch.randperm(n, generator=generator)]
+    return torch.where(inside[:, None].to(images.device), others, images)
 
 
 def main() -> None:
