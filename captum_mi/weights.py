@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,15 @@ from captum_mi.modules import held_by
 __all__ = ["WeightWatch", "check_shapes", "fingerprint", "shapes"]
 
 _SAMPLES = 16
+
+
+class _Place(NamedTuple):
+    """Where some elements of a tensor are: which one, and size, stride and offset of a view."""
+
+    tensor: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -72,7 +82,7 @@ class WeightWatch:
         self.model = model
         self.expected = fingerprint(model) if expected is None else expected
         self._glance: tuple[list[int], list[int], list[Tensor]] | None = None
-        self._some: list[list[Tensor]] = []
+        self._places: list[list[_Place]] = []
         self._unchanged = True
 
     @torch.no_grad()
@@ -88,8 +98,12 @@ class WeightWatch:
         before = self._glance
         moved = before is None or addresses != before[0]
         if moved:
-            self._some = _some_elements(tensors)
-        sampled = [torch.cat(views).view(torch.uint8) for views in self._some]
+            self._places = _places(tensors)
+        sampled = [
+            torch.cat([tensors[i].as_strided(size, stride, offset)
+                       for i, size, stride, offset in places]).view(torch.uint8)
+            for places in self._places
+        ]
         differs: list[Later] = []
         if before is not None and not moved:
             differs = [Later((old != new).any()[None]) for old, new in zip(before[2], sampled)]
@@ -107,17 +121,17 @@ class WeightWatch:
         return WeightWatch, (self.model, self.expected)
 
 
-def _some_elements(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Views of a few elements of each tensor, evenly spaced in memory, by type and device."""
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        tensor = tensor.detach()
+def _places(tensors: Sequence[Tensor]) -> list[list[_Place]]:
+    """Some elements of each tensor, evenly spaced in memory, by type and device."""
+    groups: dict[tuple[torch.device, torch.dtype], list[_Place]] = {}
+    for i, tensor in enumerate(tensors):
         stored = _as_stored(tensor)
         if stored.data_ptr() != tensor.data_ptr():  # a copy, of a tensor with gaps or repetitions
             stored = (tensor[(0,) * tensor.dim()][None] if tensor.numel()
                       else tensor.flatten()[:0])
         some = stored[:: max(1, stored.numel() // _SAMPLES)]
-        groups.setdefault((tensor.device, tensor.dtype), []).append(some)
+        place = _Place(i, tuple(some.shape), some.stride(), int(some.storage_offset()))
+        groups.setdefault((tensor.device, tensor.dtype), []).append(place)
     return list(groups.values())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.modules import held_by, modules_of
@@ -236,6 +237,19 @@ def test_a_model_that_counts_its_calls_has_not_changed(net, images, quick_fit, r
     for options in ({}, {"refine_steps": 2}, {"estimator": "infomax"}):
         attr.attribute(images, 0, **options)
     assert not [one for one in recwarn if "weights have changed" in str(one.message)]
+
+
+def test_weights_that_the_model_has_let_go_of_are_free(net, images, quick_fit):
+    """As of a model that has moved to another device: what is kept of weights does not own them.
+    """
+    model = copy.deepcopy(net)
+    attr = quick_fit(InfoBottleneckAttribution(model, "stage2"), [images])
+    attr.attribute(images, 0)
+    before = [StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    assert all(storage.expired() for storage in before)
+    attr.attribute(images, 0)
 
 
 def test_threads_with_one_model(fitted, images):
