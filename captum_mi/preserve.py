@@ -46,7 +46,7 @@ def _alone_with(modules: list[nn.Module]) -> Iterator[None]:
 
     def free() -> bool:
         others = [theirs for thread, theirs in _inside if thread != entry[0]]
-        return not others or _parts(modules).isdisjoint(*map(_parts, others))
+        return not others or _parts(modules).isdisjoint(set().union(*map(_parts, others)))
 
     with _changed:
         _changed.wait_for(free)

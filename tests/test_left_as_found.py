@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.modules import held_by, modules_of
+from captum_mi.preserve import evaluation_mode
 
 
 class Counting(nn.Module):
@@ -284,6 +285,17 @@ def test_threads_with_models_that_share_parts(net, images, quick_fit):
     for model in models:
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert all(module.training for module in model.modules())
+
+
+def test_threads_with_models_of_their_own_do_not_wait_for_one_another():
+    together = Barrier(4)
+
+    def meet(model):
+        with evaluation_mode(model):
+            return together.wait(timeout=20)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(meet, [nn.Linear(2, 2) for _ in range(4)])) == [0, 1, 2, 3]
 
 
 def test_passes_of_the_model_in_other_threads_are_their_own(fitted, images):
