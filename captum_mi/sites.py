@@ -220,12 +220,12 @@ def _is_last(
         return channel_axis == "last"
     first, last = shape[1:], shape[:-1]
     if len(shape) > 2:
-        if any(downsampled(axes, size) for size in images for axes in (first, last)):
-            return not any(downsampled(first, size) for size in images)
-        return shape[-1] > max(last) and any(  # with a stride for each axis, as of a video
-            downsampled(last, size, common=False) and not downsampled(first, size, common=False)
-            for size in images
-        )
+        for common in (True, False):  # else a stride for each axis, as of a video
+            is_first, is_last = (
+                any(downsampled(axes, size, common) for size in images) for axes in (first, last))
+            if is_first or is_last:
+                return not is_first and (common or shape[-1] > max(last))
+        return False
     if any(last == x[1:] for x in inputs):  # a sequence (N, L) of words
         return True
     return any(
