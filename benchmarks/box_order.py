@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from evaluation import Evaluation, Heat, evaluation_set, mosaics
+from evaluation import DEVICE, Evaluation, Heat, evaluation_set, mosaics, without_tf32
 from peers.method import per_channel
 from photographs import PLAIN, load, load_model
 from report import mean_and_error, provenance, write_table
@@ -49,11 +49,11 @@ def distance(boxes: Tensor) -> Tensor:
 
 def main() -> None:
     options = parse()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    without_tf32()
     plain = replace(PLAIN, mean=tuple(options.mean), std=tuple(options.std))
     model, view = load_model(options.model, options.weights, plain)
-    model = model.to(device, memory_format=torch.channels_last)
-    photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(device)
+    model = model.to(DEVICE, memory_format=torch.channels_last)
+    photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(DEVICE)
     chosen = evaluation_set(model, photos, options.n)
     if chosen.boxes is None:
         raise ValueError(f"{options.data} has no boxes; expected an npz index that has them")

@@ -17,7 +17,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from evaluation import DEVICE, TILE, Evaluation, Heat, digit_scenes, evaluation_set, mosaics
+from evaluation import (
+    DEVICE,
+    TILE,
+    Evaluation,
+    Heat,
+    digit_scenes,
+    evaluation_set,
+    mosaics,
+    without_tf32,
+)
 from photographs import Photographs
 from report import mean_and_error, provenance, write_table
 from torch import Tensor, nn
@@ -112,14 +121,15 @@ def erased(images: Tensor, generator: torch.Generator) -> Tensor:
 def pasted(images: Tensor, generator: torch.Generator) -> Tensor:
     """Half of a batch with a rectangle of another image (CutMix, Yun et al., 2019)."""
     n, _, height, width = images.shape
-    inside = torch.rand(n, generator=generator)[:, None, None] < 0.5
-    for shape in ((n, height, 1), (n, 1, width)):
-        length = max(shape[1:])
-        centre, extent = torch.rand(2, n, 1, 1, generator=generator)
-        place = torch.arange(length).view(1, *shape[1:]) / length
-        inside = inside & ((place - centre).abs() < 0.2 + 0.3 * extent)
+
+    def span(length: int) -> Tensor:
+        centre, extent = torch.rand(2, n, 1, generator=generator)
+        return (torch.arange(length) / length - centre).abs() < 0.2 + 0.3 * extent
+
+    inside = span(height)[:, None, :, None] & span(width)[:, None, None]
+    inside &= torch.rand(n, 1, 1, 1, generator=generator) < 0.5
     others = images[torch.randperm(n, generator=generator)]
-    return torch.where(inside[:, None].to(images.device), others, images)
+    return torch.where(inside.to(images.device), others, images)
 
 
 def main() -> None:
@@ -134,6 +144,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/choices"))
     options = parser.parse_args()
+    without_tf32()
     train = digit_scenes(options.train, "train", options.seed)
     torch.manual_seed(options.seed)
     model = DigitResNet().to(DEVICE).fit(train, options.epochs, seed=options.seed)

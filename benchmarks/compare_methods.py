@@ -29,6 +29,7 @@ from evaluation import (
     evaluation_set,
     mosaics,
     seconds_per_image,
+    without_tf32,
 )
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -105,7 +106,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    without_tf32()
     plain = replace(PLAIN, size=options.size, mean=tuple(options.mean), std=tuple(options.std))
     model, view = load_model(options.model, options.weights, plain)
     model = model.to(DEVICE, memory_format=torch.channels_last)

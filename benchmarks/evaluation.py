@@ -32,6 +32,11 @@ _SMALL = 0.5  # a box covers less than this share of its image
 _SETS = (0.1, 0.3, 0.5)  # of the tiles, for sensitivity-n
 
 
+def without_tf32() -> None:
+    """Float32 on CUDA is what it is elsewhere, in whatever does not ask for less."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 @dataclass(frozen=True)
 class Mosaics:
     """2x2 mosaics ``(n, 3, 2H, 2W)``, the class of one cell each ``(n,)``, and that cell."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import Occlusion
 from compare_methods import fitted
-from evaluation import DEVICE, Evaluation, Heat, evaluation_set, mosaics
+from evaluation import DEVICE, Evaluation, Heat, evaluation_set, mosaics, without_tf32
 from peers.method import per_channel
 from photographs import load, load_model
 from report import mean_and_error, provenance, write_table
@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/read_outs"))
     options = parser.parse_args()
+    without_tf32()
     model, view = load_model(options.model, options.weights)
     model = model.to(DEVICE, memory_format=torch.channels_last)
     photos = load(options.data, "validation", None, options.seed, view).to(DEVICE)

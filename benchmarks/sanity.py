@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from captum.attr import IntegratedGradients
-from evaluation import DEVICE, digit_scenes
+from evaluation import DEVICE, digit_scenes, without_tf32
 from peers.captum_methods import grad_cam
 from photographs import load, load_model
 from report import mean_and_error, provenance, write_table
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sanity"))
     options = parser.parse_args()
+    without_tf32()
 
     model, train, test, labels = on_photographs(options) if options.data else on_scenes(options)
     loader = list(train.split(64))
