@@ -474,19 +474,13 @@ class BottleneckAttribution(InternalAttribution):
         return self._passes(self.model, self._fitted().structure, surrounding_amp(self.model))
 
     @contextmanager
-    def _reading(self, seed: int | None = None, gradients: bool = False) -> Iterator[None]:
-        """In eval mode, in full precision, without gradients; all left as found.
-
-        Args:
-            seed: of the randomness inside.
-            gradients: whether some, of features, are asked for inside.
-        """
+    def _reading(self, seed: int | None = None) -> Iterator[None]:
+        """Without gradients, in eval mode, in full precision; all left as found."""
         downstream = self.downstream
         with (
             torch.inference_mode(False), torch.no_grad(), isolated_randomness(seed),
-            evaluation_mode(self.model, freeze=gradients), full_precision(self.model),
-            evaluation_mode(downstream, freeze=gradients)
-            if isinstance(downstream, nn.Module) else nullcontext(),
+            evaluation_mode(self.model), full_precision(self.model),
+            evaluation_mode(downstream) if isinstance(downstream, nn.Module) else nullcontext(),
         ):
             yield
 
@@ -543,7 +537,7 @@ class BottleneckAttribution(InternalAttribution):
         kinds = [Kind(one, classes, chosen, joined) for one in read]
         results: list[list[list[Tensor]]] = [[] for _ in kinds]
         reader: Reader | None = None
-        with self._reading(gradients=refine_steps > 0):
+        with self._reading():
             self._move_networks(fit)
             readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
             index = None if index is None else index.clone()  # not of an inference mode outside

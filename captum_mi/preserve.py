@@ -21,7 +21,7 @@ _inside: list[tuple[int, list[nn.Module]]] = []  # threads, and the modules they
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module, freeze: bool = True) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Model in eval mode, parameters without gradients; every flag and buffer restored after.
 
     Buffers of ``torch.nn``'s own modules do not change in eval mode. Those of other modules are
@@ -29,13 +29,9 @@ def evaluation_mode(model: nn.Module, freeze: bool = True) -> Iterator[None]:
 
     Of several threads with models that share modules or parameters one is inside at a time, and
     the others wait: each would put back what another had set.
-
-    Args:
-        model: the model.
-        freeze: whether parameters are without gradients: not needed where none are computed.
     """
     modules = modules_of(model)
-    with _alone_with(modules), _put_back(model, modules, freeze):
+    with _alone_with(modules), _put_back(model, modules):
         yield
 
 
@@ -68,12 +64,12 @@ def _parts(modules: list[nn.Module]) -> set[int]:
 
 
 @contextmanager
-def _put_back(model: nn.Module, modules: list[nn.Module], freeze: bool) -> Iterator[None]:
+def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
     training = [module.training for module in modules]
     parameters = [
         parameter for module in modules for parameter in module._parameters.values()
         if parameter is not None
-    ] if freeze else []
+    ]
     requires_grad = [parameter.requires_grad for parameter in parameters]
     buffers = [
         (module, name, buffer, buffer.clone())

@@ -223,6 +223,28 @@ def test_a_downstream_module_in_train_mode(net, images, quick_fit, marginal):
         assert torch.equal(value, before[name])
 
 
+class Descending(nn.Module):
+    """Takes its input downhill before it looks at it, by a backward pass of its own."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        with torch.enable_grad():
+            lower = x.detach().requires_grad_()
+            self.network(lower).square().sum().backward()
+        return self.network(x - 0.1 * lower.grad)
+
+
+def test_a_backward_pass_of_the_model_leaves_its_parameters_without_gradients(net, images):
+    model = Descending(net)
+    attr = InfoBottleneckAttribution(model, "network.stage2", on_repeat="last")
+    attr.fit([images], 2, progress=False, bank_size=32, beta2=0.1)
+    attr.attribute(images, 0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_a_model_that_counts_its_calls_has_not_changed(net, images, quick_fit, recwarn):
     class Counting(torch.nn.Module):
         def __init__(self):
