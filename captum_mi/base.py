@@ -63,6 +63,7 @@ from captum_mi.reading import (
 from captum_mi.readout import Readout, target_index
 from captum_mi.refinement import shared_noise
 from captum_mi.remember import FirstPasses
+from captum_mi.sites import Site
 from captum_mi.structure import (
     Design,
     Structure,
@@ -133,13 +134,13 @@ class BottleneckAttribution(InternalAttribution):
                 finds, of those that depend on ``map_input``, and ``layers`` then names.
             global_layer: the layer whose output is y. Default: the model's output.
             context_layers: the layers that the inference network reads. Default: the last
-                block of every stage (the four deepest), and the chosen layers.
+                block of every stage (the four deepest), and the chosen layers; ``fit`` names them.
             downstream: function from representations ``(M, D)``, followed by the additional
                 forward arguments, to logits ``(M, classes)``, for evidence of classes when y
                 is continuous (Gaussian).
             head_layers: further layers that are read without noise injected there. Deep ones
                 tell the classes of one image apart; they enter the posterior over positions.
-                Default: the last block of the deepest stage. ``[]`` for none.
+                Default: the last block of the deepest stage, which ``fit`` names. ``[]`` for none.
             output: what y is: ``"categorical"`` (logits), ``"bernoulli"`` (logits of labels,
                 or one logit), ``"probabilities"`` or ``"gaussian"``. Default: Gaussian for a
                 global layer; for the model's output Bernoulli if it is a single number, else
@@ -425,8 +426,14 @@ class BottleneckAttribution(InternalAttribution):
             history, beta2 = train(firsts, networks, walk, found, settings, teacher, recorder)
             fill_bank(firsts, networks, walk, found, settings)
         networks.requires_grad_(False)
-        self._fit = _Fit(structure, networks, beta2, history, WeightWatch(model), base)
+        self._set_fit(_Fit(structure, networks, beta2, history, WeightWatch(model), base))
         return history
+
+    def _set_fit(self, fit: _Fit) -> None:
+        """Keep a fit, and name the layers that it reads where none were named."""
+        self._fit = fit
+        self.head_layers = _layers_of(fit.structure.head_sites)
+        self.context_layers = _layers_of(fit.structure.context)
 
     def _probe(
         self, model: nn.Module, batch: Batch, stages: Sequence[str] | None
@@ -785,10 +792,10 @@ class BottleneckAttribution(InternalAttribution):
         if state["base"]:
             base = copy.deepcopy(model)
             base.load_state_dict(_with_prefix(tensors, "base."))
-        self._fit = _Fit(
+        self._set_fit(_Fit(
             structure, networks.requires_grad_(False), state["beta2"],
             History(**state["history"]), WeightWatch(model if base is None else base), base,
-        )
+        ))
 
     def bind(
         self: Self, model: nn.Module, downstream: Callable[..., Tensor] | None = None
@@ -822,6 +829,11 @@ def _optional_names(model: nn.Module, layers: Layers | None) -> list[str] | None
     if layers is None:
         return None
     return layer_names(model, [layers] if isinstance(layers, (str, nn.Module)) else layers)
+
+
+def _layers_of(sites: Sequence[Site]) -> list[str]:
+    """Names of layers, of which several sites may be parts."""
+    return list(dict.fromkeys(site.layer for site in sites))
 
 
 def _counterpart(
