@@ -1,9 +1,9 @@
-"""Panels of maps beside their inputs, with units and colour bars."""
+"""Maps beside images and behind signals, with units and colour bars."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["overlay", "panel"]
+__all__ = ["overlay", "panel", "timeline"]
 
 
 def panel(
@@ -91,6 +91,47 @@ def overlay(image: Tensor, heat: Tensor, unit: str = "nats / pixel", cell: float
     return figure
 
 
+def timeline(
+    signal: Tensor, heat: Tensor, unit: str = "nats / sample", cell: float = 2.0
+) -> Figure:
+    """The channels of a signal, one below the other, before its map, with a colour bar.
+
+    Args:
+        signal: ``(C, L)``. Each channel is as high as the others, whatever its range.
+        heat: ``(L,)`` or ``(C, L)`` (summed over channels).
+        unit: shown at the colour bar.
+        cell: inches of height.
+
+    Returns:
+        matplotlib figure; save it with ``.savefig(path)``.
+
+    Raises:
+        ValueError: for a signal or a map of another shape.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if signal.dim() != 2 or heat.shape not in (signal.shape, signal.shape[1:]):
+        raise ValueError(
+            "expected a signal (C, L) and its map, (L,) or (C, L); got "
+            f"{tuple(signal.shape)} and {tuple(heat.shape)}"
+        )
+    channels, length = signal.shape
+    figure = Figure(figsize=(4 * cell, cell), layout="constrained")
+    axis = figure.subplots()
+    row = heat[None] if heat.dim() == 1 else heat.sum(0, keepdim=True)
+    _draw(figure, axis, row, unit, extent=(-0.5, length - 0.5, channels, 0), aspect="auto")
+    for channel, line in enumerate(signal.detach().float().cpu()):
+        low, high = line.min(), line.max()
+        axis.plot(channel + 0.9 - 0.8 * (line - low) / (high - low).clamp_min(1e-12), "k-", lw=0.8)
+    axis.set(xlabel="sample", ylabel="channel")
+    axis.set_yticks(np.arange(channels) + 0.5, list(map(str, range(channels))))
+    for along in (axis.xaxis, axis.yaxis):
+        along.set_tick_params(labelsize=7)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
 def _displayable(image: Tensor) -> np.ndarray:
     if image.dim() != 3 or len(image) not in (1, 3):
         raise ValueError(
@@ -103,7 +144,7 @@ def _displayable(image: Tensor) -> np.ndarray:
     return pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels
 
 
-def _draw(figure: Figure, axis: object, heat: Tensor, unit: str, alpha: float = 1.0) -> None:
+def _draw(figure: Figure, axis: object, heat: Tensor, unit: str, **drawn: Any) -> None:
     """One map in its own units: a colour bar in nats says more than one scaled to [-1, 1]."""
     values = heat.detach().float().cpu()
     values = values.sum(0) if values.dim() == 3 else values
@@ -111,7 +152,7 @@ def _draw(figure: Figure, axis: object, heat: Tensor, unit: str, alpha: float = 
     signed = bool((values < 0).any())
     image = axis.imshow(  # type: ignore[attr-defined]
         values, cmap="RdBu_r" if signed else "Reds", vmin=-limit if signed else 0, vmax=limit,
-        alpha=alpha,
+        **drawn,
     )
     axis.set(xticks=[], yticks=[])  # type: ignore[attr-defined]
     bar = figure.colorbar(image, ax=axis, shrink=0.85)  # type: ignore[arg-type]

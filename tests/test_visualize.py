@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_mi.visualize import overlay, panel
+from captum_mi.visualize import overlay, panel, timeline
 
 
 def test_flat_images_and_sparse_maps_have_true_colour_bars():
@@ -31,6 +31,31 @@ def test_an_overlay_says_what_its_colours_mean(tmp_path):
     low, high = drawn.get_clim()
     assert low == -high
     assert 2.9 < high <= 3
+
+
+def test_a_signal_is_drawn_before_its_map(tmp_path):
+    signal = torch.stack([torch.arange(50.0), torch.full((50,), 7.0)])
+    heat = torch.zeros(2, 50)
+    heat[:, 10] = 2
+    for one in (heat, heat.sum(0)):
+        figure = timeline(signal, one)
+        figure.savefig(tmp_path / "timeline.png")
+        axis, bar = figure.axes
+        assert bar.get_ylabel() == "nats / sample"
+        drawn = axis.images[0]
+        assert torch.equal(torch.from_numpy(drawn.get_array().data), heat.sum(0, keepdim=True))
+        assert drawn.get_extent() == [-0.5, 49.5, 2, 0]  # sample 10 lies at 10
+        rising, flat = (line.get_ydata() for line in axis.lines)
+        assert rising[0] > rising[-1]  # as the axis points down
+        assert 0 < min(rising) < max(rising) < 1 < min(flat) == max(flat) < 2
+
+
+@pytest.mark.parametrize(("signal", "heat"), [
+    ((2, 50), (2, 49)), ((50,), (50,)), ((1, 2, 50), (50,)),
+])
+def test_what_is_no_signal(signal, heat):
+    with pytest.raises(ValueError, match=r"expected a signal \(C, L\) and its map"):
+        timeline(torch.rand(signal), torch.rand(heat))
 
 
 @pytest.mark.parametrize(("images", "heat", "message"), [
