@@ -63,7 +63,7 @@ from captum_mi.reading import (
 from captum_mi.readout import Readout, target_index
 from captum_mi.refinement import shared_noise
 from captum_mi.remember import FirstPasses
-from captum_mi.sites import Site
+from captum_mi.sites import layers_of
 from captum_mi.structure import (
     Design,
     Structure,
@@ -432,8 +432,8 @@ class BottleneckAttribution(InternalAttribution):
     def _set_fit(self, fit: _Fit) -> None:
         """Keep a fit, and name the layers that it reads where none were named."""
         self._fit = fit
-        self.head_layers = _layers_of(fit.structure.head_sites)
-        self.context_layers = _layers_of(fit.structure.context)
+        self.head_layers = layers_of(fit.structure.head_sites)
+        self.context_layers = layers_of(fit.structure.context)
 
     def _probe(
         self, model: nn.Module, batch: Batch, stages: Sequence[str] | None
@@ -829,11 +829,6 @@ def _optional_names(model: nn.Module, layers: Layers | None) -> list[str] | None
     if layers is None:
         return None
     return layer_names(model, [layers] if isinstance(layers, (str, nn.Module)) else layers)
-
-
-def _layers_of(sites: Sequence[Site]) -> list[str]:
-    """Names of layers, of which several sites may be parts."""
-    return list(dict.fromkeys(site.layer for site in sites))
 
 
 def _counterpart(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_mi.batches import copied, device_of, rebuilt
 from captum_mi.hooks import LayerOutput, OnRepeat, capture, capture_only, observe, replace_output
 from captum_mi.replay import Replay
-from captum_mi.sites import Site
+from captum_mi.sites import Site, layers_of
 
 __all__ = ["Pass", "Passes"]
 
@@ -131,7 +131,7 @@ class Passes:
         """
         transforms = {
             layer: _on_parts({site: noised[site] for site in noised if site.layer == layer})
-            for layer in dict.fromkeys(site.layer for site in noised)
+            for layer in layers_of(noised)
         }
         if self.on_repeat == "last" and self._calls is None:
             self._calls = self._count_calls(list(transforms), inputs, args)

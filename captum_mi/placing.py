@@ -21,7 +21,7 @@ from captum_mi.gradients import gradients_of
 from captum_mi.heatmap import first_spatial_axis
 from captum_mi.passes import Passes
 from captum_mi.preserve import isolated_randomness
-from captum_mi.sites import Site
+from captum_mi.sites import Site, layers_of
 from captum_mi.structure import Design
 
 __all__ = ["offsets"]
@@ -55,8 +55,7 @@ def offsets(
                 batch.inputs, batch.additional_forward_args, None, _AT_ONCE):
             x = inputs[mapped].detach().clone().requires_grad_()
             layers = passes.features(
-                (*inputs[:mapped], x, *inputs[mapped + 1 :]), args,
-                list(dict.fromkeys(site.layer for site in sites)))
+                (*inputs[:mapped], x, *inputs[mapped + 1 :]), args, layers_of(sites))
             for site, found in zip(sites, beyond):
                 middle = _middle(site.of(layers))
                 if site not in mixtures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from captum_mi.hooks import LayerOutput
 
-__all__ = ["ChannelAxis", "Site", "channels_are_last", "downsampled", "find_sites"]
+__all__ = ["ChannelAxis", "Site", "channels_are_last", "downsampled", "find_sites",
+           "layers_of"]
 
 #: Which axis of a layer's features holds the channels; ``None`` to tell by the inputs.
 ChannelAxis = Literal["first", "last"]
@@ -142,6 +143,11 @@ def find_sites(
         else:
             sites.append(Site(layer, part, shape[0], len(shape) - 1))
     return sites, tokens
+
+
+def layers_of(sites: Iterable[Site]) -> list[str]:
+    """Names of the sites' layers, of which several may be parts, without repeats."""
+    return list(dict.fromkeys(site.layer for site in sites))
 
 
 def downsampled(grid: tuple[int, ...], size: tuple[int, ...], common: bool = True) -> bool:

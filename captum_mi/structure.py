@@ -17,7 +17,7 @@ from captum_mi.hooks import LayerOutput, OnRepeat
 from captum_mi.outputs import OutputKind, PredictionKind, resolve_kind
 from captum_mi.passes import Passes
 from captum_mi.replay import Replay
-from captum_mi.sites import ChannelAxis, Site, find_sites
+from captum_mi.sites import ChannelAxis, Site, find_sites, layers_of
 from captum_mi.stages import stage_layers
 from captum_mi.warn import warn
 
@@ -123,8 +123,7 @@ class Structure:
     @property
     def layers(self) -> list[str]:
         """Names of all layers that a pass captures."""
-        every = self.sites + self.head_sites + self.context
-        return list(dict.fromkeys(site.layer for site in every))
+        return layers_of(self.sites + self.head_sites + self.context)
 
     @property
     def position_axes(self) -> int:
