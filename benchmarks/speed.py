@@ -172,8 +172,8 @@ def fitting(options: argparse.Namespace, origin: str) -> None:
                 print(*rows[-1], sep="  ", flush=True)
     header = ["model", "pixels", "precision", "2 forward + 1 backward, ms", "ms/step of 64",
               "ratio", "first passes remembered, ms/step", "their ratio"]
-    note = ("A step of the fit at the default layers, 64 images, without its three walks over the "
-            "data, next to two forward passes and one backward pass; then with the "
+    note = ("A step of the fit at the default layers, 64 images, without the walks over the data "
+            "before and after, next to two forward passes and one backward pass; then with the "
             "first passes of the first walk remembered, as where ``cache_bytes`` suffices for "
             "them. On CUDA steps are recorded as graphs, and nothing need be remembered.\n\n"
             f"{origin}")

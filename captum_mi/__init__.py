@@ -2,8 +2,8 @@
 
 from captum_mi.attribution import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.batches import Batch
+from captum_mi.dataset import Estimate
 from captum_mi.history import History
-from captum_mi.reading import Estimate
 from captum_mi.version import __version__
 
 __all__ = [

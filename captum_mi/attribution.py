@@ -11,8 +11,8 @@ from torch import Tensor
 
 from captum_mi.base import BottleneckAttribution
 from captum_mi.grid import finest
-from captum_mi.heatmap import Unit, combine, find_map_input, to_input, zeros_for
-from captum_mi.reading import Estimator, Information, Weighting
+from captum_mi.heatmap import Unit, combine, to_input, zeros_for
+from captum_mi.question import Estimator, Information, Question, Weighting
 from captum_mi.structure import Structure
 
 __all__ = ["InfoBottleneckAttribution", "LayerInfoBottleneckAttribution"]
@@ -65,7 +65,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
 
     _joined = True
 
-    def _check_sites(self, structure: Structure) -> None:
+    def _check_structure(self, structure: Structure) -> None:
         for site in structure.sites:
             if not site.position_axes:
                 raise ValueError(
@@ -73,9 +73,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
                     "map onto the input. Choose a layer with positions, or use "
                     "LayerInfoBottleneckAttribution for the value per example"
                 )
-
-    def _check_inputs(self, structure: Structure, inputs: tuple[Tensor, ...]) -> None:
-        find_map_input(inputs, structure.position_axes, self.design.map_input)
+        self._check_mapped(structure)
 
     @log_usage()
     def attribute(
@@ -140,22 +138,23 @@ class InfoBottleneckAttribution(BottleneckAttribution):
         """
         is_tuple = _is_tuple(inputs)
         formatted, index = self._prepare(inputs, target, additional_forward_args)
-        axes, design = self._fitted().structure.position_axes, self.design
-        mapped = find_map_input(formatted, axes, design.map_input)
+        mapped = self._fitted().structure.mapped
+        assert mapped is not None
 
         def of_inputs(
             maps: list[Tensor], offsets: list[tuple[float, ...]]
         ) -> tuple[Tensor, ...]:
             return tuple(
-                to_input(maps, x, design.channel_axis, design.input_channel_axis, offsets)
-                if i == mapped else zeros_for(x)
+                to_input(maps, x, mapped.first_axis, offsets)
+                if i == mapped.index else zeros_for(x)
                 for i, x in enumerate(formatted)
             )
 
+        question = self._question(index, information, estimator, weighting, refine_steps)
         results = self._maps(
-            formatted, additional_forward_args, index, information=information,
-            estimator=estimator, internal_batch_size=internal_batch_size, weighting=weighting,
-            refine_steps=refine_steps, baselines=baselines, unit=unit, finish=of_inputs,
+            question, formatted, additional_forward_args, index,
+            internal_batch_size=internal_batch_size, unit=unit, baselines=baselines,
+            finish=of_inputs,
         )
         formatted_output: Tensor | tuple[Tensor, ...] = _format_output(is_tuple, results)
         return formatted_output
@@ -179,10 +178,11 @@ class InfoBottleneckAttribution(BottleneckAttribution):
             ValueError: if y is continuous and there is no downstream function.
         """
         formatted, _ = self._prepare(inputs, None, additional_forward_args)
+        question = Question(
+            information, "variational", refine_steps=refine_steps, classes=True)
         return self._maps(
-            formatted, additional_forward_args, None, classes=True, information=information,
-            estimator="variational", internal_batch_size=internal_batch_size,
-            refine_steps=refine_steps, unit=unit,
+            question, formatted, additional_forward_args, None,
+            internal_batch_size=internal_batch_size, unit=unit,
             finish=lambda maps, _: combine(maps, finest([tuple(one.shape[2:]) for one in maps])),
         )
 
@@ -228,10 +228,10 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
             of these for a list of layers.
         """
         formatted, index = self._prepare(inputs, target, additional_forward_args)
+        question = self._question(index, information, estimator, weighting, refine_steps)
         return self._maps(
-            formatted, additional_forward_args, index, information=information,
-            estimator=estimator, internal_batch_size=internal_batch_size,
-            weighting=weighting, refine_steps=refine_steps, baselines=baselines, unit=unit,
+            question, formatted, additional_forward_args, index,
+            internal_batch_size=internal_batch_size, unit=unit, baselines=baselines,
             finish=self._per_layer,
         )
 
@@ -246,10 +246,11 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
     ) -> Any:
         """Evidence for every class, ``(N, classes, *positions)``, structured as ``attribute``."""
         formatted, _ = self._prepare(inputs, None, additional_forward_args)
+        question = Question(
+            information, "variational", refine_steps=refine_steps, classes=True)
         return self._maps(
-            formatted, additional_forward_args, None, classes=True, information=information,
-            estimator="variational", internal_batch_size=internal_batch_size,
-            refine_steps=refine_steps, unit=unit, finish=self._per_layer,
+            question, formatted, additional_forward_args, None,
+            internal_batch_size=internal_batch_size, unit=unit, finish=self._per_layer,
         )
 
     def _per_layer(self, maps: list[Tensor], _: list[tuple[float, ...]]) -> Any:
@@ -259,4 +260,4 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
             parts = [(site, one) for site, one in zip(sites, maps) if site.layer == layer]
             is_tuple = parts[0][0].part is not None
             results.append(_format_output(is_tuple, tuple(one for _, one in parts)))
-        return results if self._several else results[0]
+        return results if self._named.several else results[0]

@@ -8,9 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from numbers import Integral
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,77 +20,43 @@ from captum._utils.common import (
 from captum.attr._utils.attribution import InternalAttribution
 from captum.attr._utils.common import _format_input_baseline, _validate_input
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from captum_mi import checkpoint, ranks
-from captum_mi.batches import (
-    Batch,
-    batches,
-    check_inputs,
-    check_types,
-    chunks,
-    device_of,
-    dtype_of,
-    epochs_of,
-    explained_calls,
-    move,
-    rebuilt,
-)
+from captum_mi.arguments import chunks, move, rebuilt
+from captum_mi.batches import Data, batches
 from captum_mi.bottleneck import logit_of
-from captum_mi.fitting import Settings, fill_bank, survey, train
-from captum_mi.graphs import Recorder
-from captum_mi.heatmap import Unit, check_map_input, find_map_input, per_unit
+from captum_mi.dataset import Estimate, dataset_rows, estimates
+from captum_mi.design import CriticKind, Design, InferenceKind, MarginalKind, Noise
+from captum_mi.fit import Fit
+from captum_mi.fitting import fit_networks
+from captum_mi.heatmap import Unit, per_unit
 from captum_mi.history import History
-from captum_mi.hooks import OnRepeat, layer_names
+from captum_mi.hooks import OnRepeat
+from captum_mi.inputs import check_inputs, check_types
+from captum_mi.map_input import unmatched
+from captum_mi.modules import device_of, dtype_of
+from captum_mi.named import Layers, Named
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind, PredictionKind
 from captum_mi.passes import Passes
-from captum_mi.placing import offsets
-from captum_mi.precision import chosen_amp, full_precision, surrounding_amp
+from captum_mi.precision import full_precision
 from captum_mi.preserve import evaluation_mode, isolated_randomness
-from captum_mi.reading import (
-    Estimate,
-    Estimator,
-    Information,
-    Kind,
-    Read,
-    Reader,
-    Weighting,
-    estimates,
-)
+from captum_mi.progress import bar
+from captum_mi.question import Estimator, Information, Question, Weighting
+from captum_mi.reading import Reader
 from captum_mi.readout import Readout, target_index
 from captum_mi.refinement import shared_noise
-from captum_mi.remember import FirstPasses
+from captum_mi.settings import Settings
 from captum_mi.sites import layers_of
-from captum_mi.structure import (
-    Design,
-    Structure,
-    check_choice,
-    default_layers,
-    default_stages,
-    probe,
-)
+from captum_mi.strides import ChannelAxis
+from captum_mi.structure import Structure
 from captum_mi.warn import warn
 from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 
 __all__ = ["BottleneckAttribution"]
 
-Layers = str | nn.Module | Sequence[str | nn.Module]
 Result = TypeVar("Result")
 Self = TypeVar("Self", bound="BottleneckAttribution")
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What ``fit`` or ``load`` leaves behind."""
-
-    structure: Structure
-    networks: Networks
-    beta2: float
-    history: History
-    watch: WeightWatch
-    base: nn.Module | None
-    recorder: Recorder = field(default_factory=Recorder)
 
 
 class BottleneckAttribution(InternalAttribution):
@@ -112,17 +76,17 @@ class BottleneckAttribution(InternalAttribution):
         head_layers: Layers | None = None,
         output: OutputKind | None = None,
         prediction: PredictionKind | None = None,
-        marginal: Literal["data", "uniform"] = "data",
+        marginal: MarginalKind = "data",
         alpha: float | Tensor | None = None,
-        noise: Literal["matched", "standard"] = "matched",
-        inference: Literal["conv", "mlp"] = "conv",
-        critic: Literal["separable", "concatenated"] = "separable",
+        noise: Noise = "matched",
+        inference: InferenceKind = "conv",
+        critic: CriticKind = "separable",
         head_hidden: Sequence[int] = (256, 256),
         critic_hidden: Sequence[int] = (256,),
         on_repeat: OnRepeat = "error",
         map_input: int | None = None,
-        channel_axis: Literal["first", "last"] | None = None,
-        input_channel_axis: Literal["first", "last"] | None = None,
+        channel_axis: ChannelAxis | None = None,
+        input_channel_axis: ChannelAxis | None = None,
     ) -> None:
         r"""
         Args:
@@ -189,20 +153,13 @@ class BottleneckAttribution(InternalAttribution):
                 "pass model.module, or use a process for each device (see fit)"
             )
         super().__init__(model, None)
-        self.global_layer = (
-            None if global_layer is None else layer_names(model, [global_layer])[0]
-        )
+        self._named = Named.of(model, layer, head_layers, context_layers, global_layer)
         if prediction is not None and (global_layer is None or downstream is not None):
             raise ValueError(
                 f"prediction={prediction!r} is for a global layer without a downstream function, "
                 f"whose classes exclude one another; got global_layer={global_layer!r} and "
                 f"downstream={downstream!r}. What y is, output= says"
             )
-        self.context_layers = _optional_names(model, context_layers)
-        self.head_layers = _optional_names(model, head_layers)
-        self.layers: list[str] = []
-        if layer is not None:
-            self._name_layers(layer)
         self.downstream = downstream
         self.design = Design(
             noise=noise, inference=inference, critic=critic, output=output,
@@ -212,28 +169,13 @@ class BottleneckAttribution(InternalAttribution):
             input_channel_axis=input_channel_axis,
         )
         self.alpha = None if alpha is None else _alpha_tensor(alpha)
-        self._fit: _Fit | None = None
-
-    def _name_layers(self, layer: Layers) -> None:
-        self._several = isinstance(layer, (list, tuple))
-        chosen: Sequence[str | nn.Module] = layer if self._several else [layer]  # type: ignore
-        if not chosen:
-            raise ValueError("layer is an empty list; name at least one layer")
-        self.layers = layer_names(self.forward_func, chosen)
-        if len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layer names a layer twice: {self.layers}")
-        repeated = set(self.layers) & set(self.head_layers or ())
-        if repeated:
-            raise ValueError(
-                f"head_layers names {sorted(repeated)}, which layer names already: those have "
-                "heads of their own"
-            )
-        self._set_modules()
+        self._fit: Fit | None = None
+        if layer is not None:
+            self._set_modules()
 
     def _set_modules(self) -> None:
         """Captum's own attribute: the modules, as they were given."""
-        modules = [self.forward_func.get_submodule(name) for name in self.layers]
-        self.layer = modules if self._several else modules[0]
+        self.layer = self._named.modules(self.forward_func, self.layers)
 
     # ------------------------------------------------------------------ state
 
@@ -245,6 +187,32 @@ class BottleneckAttribution(InternalAttribution):
         return self.forward_func
 
     @property
+    def layers(self) -> list[str]:
+        """Where noise is injected and information is read; empty until ``fit`` has found it."""
+        if self._fit is None:
+            return self._named.layers or []
+        return layers_of(self._fit.structure.sites)
+
+    @property
+    def head_layers(self) -> list[str] | None:
+        """What is read without noise; ``None`` until ``fit`` has found it."""
+        if self._fit is None:
+            return self._named.head_layers
+        return layers_of(self._fit.structure.head_sites)
+
+    @property
+    def context_layers(self) -> list[str] | None:
+        """What the inference network reads; ``None`` until ``fit`` has found it."""
+        if self._fit is None:
+            return self._named.context_layers
+        return layers_of(self._fit.structure.context)
+
+    @property
+    def global_layer(self) -> str | None:
+        """Whose output is y; ``None`` for the model's output."""
+        return self._named.global_layer
+
+    @property
     def history(self) -> History:
         """The course of the last fit."""
         return self._fitted().history
@@ -254,7 +222,7 @@ class BottleneckAttribution(InternalAttribution):
         """The fitted networks."""
         return self._fitted().networks
 
-    def _fitted(self) -> _Fit:
+    def _fitted(self) -> Fit:
         if self._fit is None:
             name = type(self).__name__
             raise RuntimeError(
@@ -364,121 +332,34 @@ class BottleneckAttribution(InternalAttribution):
                 the prediction has no gradient to the layers.
 
         Warns:
-            UserWarning: if kappa is not reached, a head is no better than the marginal, or the
-                positions of a layer that was named follow none of the inputs'.
+            UserWarning: if kappa is not reached, the heads are no better than the marginal in
+                their mean, or positions of a layer that was named follow none of the inputs'.
         """
         settings = Settings(
             steps=steps, lr=lr, weight_decay=weight_decay, task=task, beta1=beta1, beta2=beta2,
-            kappa=kappa, locals_per_example=locals_per_example, base_lr=base_lr,
-            progress=progress,
+            kappa=kappa, bank_size=bank_size, locals_per_example=locals_per_example,
+            base_lr=base_lr, cache_bytes=cache_bytes, amp=amp, seed=seed, progress=progress,
         )
-        if beta1 and bank_size < 1:
-            raise ValueError(
-                f"bank_size must be at least 1; got {bank_size}. Pass beta1=0 for no critics")
-        if cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be at least 0; got {cache_bytes}")
-        original: nn.Module = self.forward_func
-        base = copy.deepcopy(original) if finetune_base else None
-        model = original if base is None else base
         args = _format_additional_forward_args(additional_forward_args) or ()
-        precision = chosen_amp(model, amp)
-
-        with ExitStack() as stack:
-            begin_walk = stack.enter_context(epochs_of(loader))
-
-            def walk() -> Iterator[Batch]:
-                begin_walk()
-                return batches(loader, device_of(model), prepare_batch, args)
-
-            stack.enter_context(isolated_randomness(seed))
-            for module in (original, model, self.downstream):
-                if isinstance(module, nn.Module):
-                    stack.enter_context(evaluation_mode(module))
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(full_precision(model))
-            first = next(walk())
-            if self.design.map_input is not None:
-                check_map_input(self.design.map_input, len(first.inputs))
-            with explained_calls(first):
-                stages = None
-                if not self.layers:
-                    stages = default_stages(
-                        model, first, self.design.channel_axis, self.design.map_input)
-                    self._name_layers(default_layers(stages))
-                structure = self._probe(model, first, stages)
-            structure = self._placed(model, structure, first)
-            sizes = [bank_size] * len(structure.sites) if beta1 else []
-            networks = self._build(model, structure, sizes)
-            passes = self._passes(model, structure, precision)
-            records = _records_steps(model, base)
-            limit = cache_bytes if structure.resumes and base is None and not records else 0
-            firsts = FirstPasses(passes, networks.noised_sites, limit, _length(loader))
-            found = survey(firsts, networks, walk, settings)
-            if self.downstream is not None:
-                networks.class_log_marginal = found.task_output.log_marginal  # type: ignore
-            teacher = None
-            if base is not None:
-                for parameter in base.parameters():
-                    parameter.requires_grad_(parameter.is_floating_point())
-                teacher = self._passes(original, structure, precision)
-            recorder = Recorder(may_wait=True, most=2, most_bytes=2**40) if records else None
-            history, beta2 = train(firsts, networks, walk, found, settings, teacher, recorder)
-            fill_bank(firsts, networks, walk, found, settings)
-        networks.requires_grad_(False)
-        self._set_fit(_Fit(structure, networks, beta2, history, WeightWatch(model), base))
-        return history
-
-    def _set_fit(self, fit: _Fit) -> None:
-        """Keep a fit, and name the layers that it reads where none were named."""
-        self._fit = fit
-        self.head_layers = layers_of(fit.structure.head_sites)
-        self.context_layers = layers_of(fit.structure.context)
-
-    def _probe(
-        self, model: nn.Module, batch: Batch, stages: Sequence[str] | None
-    ) -> Structure:
-        structure = probe(
-            model, batch, self.design, self.layers, self.head_layers, self.context_layers,
-            self.global_layer, self.downstream, stages,
+        model: nn.Module = self.forward_func
+        self._fit = fit_networks(
+            model, copy.deepcopy(model) if finetune_base else None, self._named, self.design,
+            self.alpha, self.downstream, Data(loader, prepare_batch, args), settings,
+            self._check_structure,
         )
-        self._check_sites(structure)
-        self._check_inputs(structure, batch.inputs)
-        return structure
+        self._set_modules()
+        return self.history
 
-    def _placed(self, model: nn.Module, structure: Structure, batch: Batch) -> Structure:
-        """The structure, with where positions lie in the input that maps belong to, if any."""
-        try:
-            mapped = find_map_input(batch.inputs, structure.position_axes, self.design.map_input)
-        except ValueError:
-            return structure
-        passes = self._passes(model, structure, None)
-        found = offsets(passes, structure.sites, batch, mapped, self.design)
-        return dataclasses.replace(structure, offsets=found)
+    def _check_structure(self, structure: Structure) -> None:
+        """Whether maps can be made of what was found in the model."""
 
-    def _check_sites(self, structure: Structure) -> None:
-        """Whether maps can be made of these sites."""
-
-    def _check_inputs(self, structure: Structure, inputs: tuple[Tensor, ...]) -> None:
-        """Whether they belong to one of these inputs."""
-
-    def _build(
-        self, model: nn.Module, structure: Structure, bank_sizes: Sequence[int]
-    ) -> Networks:
-        networks = Networks(self.design, structure, self.alpha, bank_sizes)
-        return networks.to(device_of(model), _own_dtype(model))
-
-    def _passes(
-        self, model: nn.Module, structure: Structure, amp: torch.dtype | None
-    ) -> Passes:
-        return Passes(
-            model, structure.layers, structure.global_layer, self.design.on_repeat,
-            self.downstream, amp, structure.replays,
-        )
+    def _check_mapped(self, structure: Structure) -> None:
+        if structure.mapped is None:
+            ranks = structure.signature.ranks
+            raise unmatched(ranks, structure.position_axes, self.design.map_input)
 
     def _reading_passes(self) -> Passes:
-        """Passes of the model that is explained, in the precision that surrounds the call."""
-        return self._passes(self.model, self._fitted().structure, surrounding_amp(self.model))
+        return self._fitted().passes(self.model, self.downstream)
 
     @contextmanager
     def _reading(self, seed: int | None = None) -> Iterator[None]:
@@ -491,27 +372,30 @@ class BottleneckAttribution(InternalAttribution):
         ):
             yield
 
-    def _move_networks(self, fit: _Fit) -> None:
-        """To where the model is, in its precision; in every call it would cost more than a map."""
-        device, dtype = device_of(self.model), _own_dtype(self.model)
-        if device_of(fit.networks) != device or dtype_of(fit.networks) != dtype:
-            fit.networks.to(device, dtype)
-
     # ------------------------------------------------------------------ maps
+
+    def _question(
+        self, index: Tensor | None, information: Information, estimator: Estimator,
+        weighting: Weighting | None, refine_steps: int,
+    ) -> Question:
+        structure = self._fitted().structure
+        question = Question.of_class(
+            structure, index is not None, information, estimator, weighting, refine_steps,
+            self._joined,
+        )
+        if question.weighting == "shares":
+            self._check_mapped(structure)
+        return question
 
     def _maps(
         self,
+        question: Question,
         inputs: tuple[Tensor, ...],
         additional_forward_args: object,
         index: Tensor | None,
         *,
-        classes: bool = False,
-        information: Information,
-        estimator: Estimator,
         internal_batch_size: int | None,
-        refine_steps: int,
         unit: Unit,
-        weighting: Weighting | None = None,
         baselines: Any = None,
         finish: Callable[[list[Tensor], list[tuple[float, ...]]], Result],
     ) -> Result:
@@ -521,31 +405,15 @@ class BottleneckAttribution(InternalAttribution):
         is looked at last, so that until then the CPU may be ahead of a CUDA device.
         """
         fit = self._fitted()
-        check_choice("information", information, Information)
-        check_choice("estimator", estimator, Estimator)
-        self._check_critics(fit, estimator)
-        if not isinstance(refine_steps, Integral) or refine_steps < 0:
-            raise ValueError(f"refine_steps must be an integer >= 0; got {refine_steps!r}")
-        chosen = "none" if classes else _weighting(
-            weighting, estimator, index, refine_steps, fit.structure)
-        if baselines is not None and chosen != "shares":
-            raise ValueError(
-                "baselines are what replaces blocks of the input, which only refine_steps=n with "
-                f"a target and weighting='shares' does; got refine_steps={refine_steps} and "
-                f"weighting {chosen!r}"
-            )
-        passes, device = self._reading_passes(), inputs[0].device
-        args = move(_format_additional_forward_args(additional_forward_args) or (), device)
-        factor = per_unit(unit)
-        blanks = _blanks(inputs, baselines) if chosen == "shares" else ()
-        joined = self._joined and chosen != "none"
-        read: tuple[Read, ...] = (
-            ("general", "sufficient") if information == "redundant" else (information,))
-        kinds = [Kind(one, classes, chosen, joined) for one in read]
-        results: list[list[list[Tensor]]] = [[] for _ in kinds]
+        self._check_critics(fit, question.estimator)
+        passes, scale = self._reading_passes(), per_unit(unit)
+        args = move(
+            _format_additional_forward_args(additional_forward_args) or (), inputs[0].device)
+        blanks = _blanks(inputs, baselines, question)
+        results: list[list[list[Tensor]]] = [[] for _ in question.reads]
         reader: Reader | None = None
         with self._reading():
-            self._move_networks(fit)
+            fit.move_to(self.model)
             readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
             index = None if index is None else index.clone()  # not of an inference mode outside
             both = inputs + blanks
@@ -553,15 +421,13 @@ class BottleneckAttribution(InternalAttribution):
                 if reader is not None:
                     reader.check()
                 reader = Reader(
-                    passes, fit.networks, readout, part[: len(inputs)], part_args, estimator,
-                    fit.beta2, refine_steps, part[len(inputs) :] or None,
+                    passes, fit.networks, readout, question, part[: len(inputs)], part_args,
+                    part_index, fit.beta2, part[len(inputs) :],
                 )
-                for kind, parts in zip(kinds, results):
-                    maps = reader.read(kind, part_index, fit.recorder)
-                    parts.append([one * factor for one in maps])
+                for read, parts in zip(question.reads, results):
+                    parts.append(reader.read(read, scale, fit.recorder))
             assert reader is not None
-            places = reader.offsets(joined)
-            finished = [finish([torch.cat(one) for one in zip(*parts)], places)
+            finished = [finish([torch.cat(one) for one in zip(*parts)], reader.offsets)
                         for parts in results]
             result = finished[0] if len(finished) == 1 else _difference(*finished)
             unchanged = fit.watch.look()  # while a CUDA device is busy
@@ -569,7 +435,7 @@ class BottleneckAttribution(InternalAttribution):
         reader.check()
         return result
 
-    def _check_critics(self, fit: _Fit, estimator: Estimator) -> None:
+    def _check_critics(self, fit: Fit, estimator: Estimator) -> None:
         if estimator == "infomax" and not len(fit.networks.critics):
             raise ValueError(
                 "estimator='infomax' needs the critics, which a fit with beta1=0 leaves out; "
@@ -597,7 +463,7 @@ class BottleneckAttribution(InternalAttribution):
         return formatted, move(target_index(target, n, shape), device)
 
     def _target_shape(
-        self, fit: _Fit, n: int, additional_forward_args: object, device: torch.device
+        self, fit: Fit, n: int, additional_forward_args: object, device: torch.device
     ) -> tuple[int, ...]:
         """What targets index. A downstream function's classes may differ from the fit's."""
         if self.downstream is None or self.design.marginal != "uniform":
@@ -645,7 +511,7 @@ class BottleneckAttribution(InternalAttribution):
         )
         passes, networks = self._reading_passes(), fit.networks
         with self._reading():
-            self._move_networks(fit)
+            fit.move_to(self.model)
             z = networks.standardise(passes.features(masked, args))
             noise = shared_noise({site: z[site] for site in networks.noised_sites}, seed)
             noised = networks.injections(networks.alpha_logits(z), noise)
@@ -682,24 +548,22 @@ class BottleneckAttribution(InternalAttribution):
             ``capacity`` (summed over channels), each the mean over positions and examples, with
             the standard error over examples.
         """
-        fit = self._fitted()
-        check_choice("estimator", estimator, Estimator)
+        fit, question = self._fitted(), Question("redundant", estimator)
         self._check_critics(fit, estimator)
         args = _format_additional_forward_args(additional_forward_args) or ()
         walk = batches(loader, device_of(self.model), prepare_batch, args)
-        passes, factor = self._reading_passes(), per_unit(unit)
+        passes, scale = self._reading_passes(), per_unit(unit)
         rows: list[Tensor] = []
         with self._reading(seed):
-            self._move_networks(fit)
+            fit.move_to(self.model)
             readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
-            shown = progress and ranks.is_first()
-            for batch in tqdm(walk, desc="information", unit="batch", disable=not shown):
+            for batch in bar(walk, "information", "batch", progress):
                 check_inputs(batch.inputs, dtype_of(self.model))
                 reader = Reader(
-                    passes, fit.networks, readout, batch.inputs,
-                    batch.additional_forward_args, estimator, fit.beta2,
+                    passes, fit.networks, readout, question, batch.inputs,
+                    batch.additional_forward_args, None, fit.beta2,
                 )
-                rows.append(reader.dataset_rows().cpu() * factor)
+                rows.append(dataset_rows(reader).cpu() * scale)
                 reader.check()
         every = ranks.gather_rows(torch.cat(rows).to(device_of(self.model))).cpu()
         return estimates([site.name for site in fit.structure.sites], every)
@@ -716,28 +580,17 @@ class BottleneckAttribution(InternalAttribution):
             IsADirectoryError: if the path is a folder.
         """
         fit = self._fitted()
-        tensors = {f"networks.{k}": v for k, v in fit.networks.state_dict().items()}
-        if fit.base is not None:
-            tensors |= {f"base.{k}": v for k, v in fit.base.state_dict().items()}
         state = {
-            "layers": self.layers,
-            "several": self._several,
-            "global_layer": self.global_layer,
-            "context_layers": self.context_layers,
-            "head_layers": self.head_layers,
+            "named": dataclasses.asdict(self._named) | {"layers": self.layers},
             "downstream": self.downstream is not None,
             "design": self.design.to_dict(),
-            "structure": fit.structure.to_dict(),
             "alpha": None if self.alpha is None else self.alpha.tolist(),
-            "bank_sizes": [len(fit.networks.bank(i)) for i in range(len(fit.networks.banks))],
-            "beta2": fit.beta2,
-            "history": vars(fit.history),
-            "base": fit.base is not None,
             "shapes": shapes(self.forward_func),
             "fingerprint": fit.watch.expected if fit.base is None
             else fingerprint(self.forward_func),
+            "fit": fit.state(),
         }
-        checkpoint.write(path, tensors, state)
+        checkpoint.write(path, fit.tensors(), state)
 
     @classmethod
     def load(
@@ -772,30 +625,17 @@ class BottleneckAttribution(InternalAttribution):
             raise ValueError(
                 "the fit had a downstream function, which is not saved; pass downstream= to load"
             )
-        design = Design.from_dict(state["design"])
-        layer = state["layers"] if state["several"] else state["layers"][0]
+        design, named = Design.from_dict(state["design"]), state["named"]
         alpha = None if state["alpha"] is None else torch.tensor(state["alpha"])
         attribution = cls(
-            model, layer, state["global_layer"], state["context_layers"], downstream,
-            head_layers=state["head_layers"], alpha=alpha, **design.to_dict(),
+            model, named["layers"] if named["several"] else named["layers"][0],
+            named["global_layer"], named["context_layers"], downstream,
+            head_layers=named["head_layers"], alpha=alpha, **design.to_dict(),
         )
-        attribution._restore(tensors, state)
+        fit = Fit.restored(tensors, state["fit"], model, design, alpha)
+        attribution._check_structure(fit.structure)
+        attribution._fit = fit
         return attribution
-
-    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        model: nn.Module = self.forward_func
-        structure = Structure.from_dict(state["structure"])
-        self._check_sites(structure)
-        networks = self._build(model, structure, state["bank_sizes"])
-        networks.load_state_dict(_with_prefix(tensors, "networks."))
-        base = None
-        if state["base"]:
-            base = copy.deepcopy(model)
-            base.load_state_dict(_with_prefix(tensors, "base."))
-        self._set_fit(_Fit(
-            structure, networks.requires_grad_(False), state["beta2"],
-            History(**state["history"]), WeightWatch(model if base is None else base), base,
-        ))
 
     def bind(
         self: Self, model: nn.Module, downstream: Callable[..., Tensor] | None = None
@@ -825,12 +665,6 @@ class BottleneckAttribution(InternalAttribution):
         return bound
 
 
-def _optional_names(model: nn.Module, layers: Layers | None) -> list[str] | None:
-    if layers is None:
-        return None
-    return layer_names(model, [layers] if isinstance(layers, (str, nn.Module)) else layers)
-
-
 def _counterpart(
     downstream: Callable[..., Tensor] | None, model: nn.Module, other: nn.Module
 ) -> Callable[..., Tensor] | None:
@@ -844,33 +678,6 @@ def _counterpart(
     return downstream
 
 
-def _weighting(
-    weighting: Weighting | None, estimator: Estimator, index: Tensor | None,
-    refine_steps: int, structure: Structure,
-) -> Weighting:
-    """The weighting that was asked for, or the most telling one that is possible."""
-    axes = structure.position_axes
-    of_class = estimator == "variational" and index is not None and axes > 0
-    if weighting is None:
-        if not of_class:
-            return "none"
-        return "shares" if refine_steps and structure.has_shares else "posterior"
-    check_choice("weighting", weighting, Weighting)
-    if weighting != "none" and not of_class:
-        raise ValueError(
-            f"weighting={weighting!r} needs the variational evidence for a class, at a layer with "
-            f"positions; got estimator={estimator!r}, {'no' if index is None else 'a'} target and "
-            f"{axes} position axes"
-        )
-    if weighting == "shares" and not (refine_steps and structure.has_shares):
-        raise ValueError(
-            "weighting='shares' needs a prediction of classes and a number of blocks to remove, "
-            f"such as refine_steps=9; got refine_steps={refine_steps}"
-            f"{'' if structure.has_shares else ' and a prediction without classes'}"
-        )
-    return weighting
-
-
 def _difference(one: Any, other: Any) -> Any:
     """Of tensors, in tuples or lists of the same form."""
     if isinstance(one, Tensor):
@@ -878,26 +685,19 @@ def _difference(one: Any, other: Any) -> Any:
     return rebuilt(one, [_difference(*pair) for pair in zip(one, other)])
 
 
-def _records_steps(model: nn.Module, base: nn.Module | None) -> bool:
-    """Whether a fit tries to record its steps: on CUDA, alone, for a model that stays as it is."""
-    return device_of(model).type == "cuda" and base is None and ranks.world() == 1
-
-
-def _length(loader: Iterable[Any]) -> int | None:
-    """How many batches a loader has, if it knows."""
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:  # as a DataLoader over a stream
-        return None
-
-
-def _own_dtype(model: nn.Module) -> torch.dtype:
-    """What our networks compute in beside a model."""
-    return torch.promote_types(dtype_of(model), torch.float32)
-
-
-def _blanks(inputs: tuple[Tensor, ...], baselines: Any) -> tuple[Tensor, ...]:
-    """Baselines, in any of Captum's forms, as tensors of the inputs' shapes."""
+def _blanks(
+    inputs: tuple[Tensor, ...], baselines: Any, question: Question
+) -> tuple[Tensor, ...]:
+    """Baselines, in any of Captum's forms, as tensors of the inputs' shapes; none but for shares.
+    """
+    if question.weighting != "shares":
+        if baselines is not None:
+            raise ValueError(
+                "baselines are what replaces blocks of the input, which only refine_steps=n with "
+                f"a target and weighting='shares' does; got "
+                f"refine_steps={question.refine_steps} and weighting {question.weighting!r}"
+            )
+        return ()
     inputs, formatted = _format_input_baseline(inputs, baselines)
     _validate_input(inputs, formatted)
     blanks = []
@@ -914,7 +714,3 @@ def _alpha_tensor(alpha: float | Tensor) -> Tensor:
     tensor = torch.as_tensor(alpha, dtype=torch.get_default_dtype()).detach()
     logit_of(tensor)  # raises outside of [0, 1]
     return tensor
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi.batches import chunks, copied
+from captum_mi.arguments import chunks, copied
 from captum_mi.hooks import observe
 from captum_mi.sites import Site
 

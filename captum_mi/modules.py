@@ -1,11 +1,17 @@
-"""What a model consists of, in lists: PyTorch's own walk spends most of its time on names, which a
-call of one image would notice."""
+"""What a model consists of, and the device and type of its parameters.
+
+In lists: PyTorch's own walk spends most of its time on names, which a call of one image would
+notice.
+"""
 
 from __future__ import annotations
 
+from itertools import chain
+
+import torch
 from torch import Tensor, nn
 
-__all__ = ["held_by", "modules_of"]
+__all__ = ["device_of", "dtype_of", "held_by", "modules_of"]
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -26,3 +32,17 @@ def held_by(model: nn.Module) -> list[Tensor]:
         for tensor in (*module._parameters.values(), *module._buffers.values())
         if tensor is not None
     ]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer; the CPU if it has none."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Floating-point type of the model's first floating-point parameter; float32 if none."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return torch.float32

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from captum_mi.bottleneck import capacity, inject_noise, keep
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic, mlp
+from captum_mi.design import Design
 from captum_mi.grid import locals_of, n_positions, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
 from captum_mi.moments import Moments
 from captum_mi.outputs import make_output
 from captum_mi.sites import Site
-from captum_mi.structure import Design, Structure
+from captum_mi.structure import Structure
 
 __all__ = ["LOCALS", "Bank", "Locals", "Networks"]
 
@@ -78,6 +79,7 @@ class Networks(nn.Module):
         self.design = design
         self.sites, self.context = structure.sites, structure.context
         self.head_sites, self.tokens = structure.head_sites, structure.tokens
+        self.mapped = structure.mapped
         self.offsets = dict(zip(structure.sites, structure.offsets))
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context
@@ -125,13 +127,9 @@ class Networks(nn.Module):
         return {site: self.moments_of(site).standardise(site.of(layers))
                 for site in self.all_sites}
 
-    def features(self, layers: dict[str, Any]) -> dict[Site, Tensor]:
-        """Features of the sites, as they are, from captured outputs."""
-        return {site: site.of(layers) for site in self.sites}
-
-    def finest_site(self, z: dict[Site, Tensor]) -> Site:
+    def finest_site(self, features: dict[Site, Tensor]) -> Site:
         """The site with the most positions, the first one of equals."""
-        return max(self.sites, key=lambda site: n_positions(z[site].shape[2:]))
+        return max(self.sites, key=lambda site: n_positions(features[site].shape[2:]))
 
     def positions(self, z: dict[Site, Tensor]) -> tuple[int, ...]:
         """The finest grid of the sites."""

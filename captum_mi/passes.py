@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi.batches import copied, device_of, rebuilt
+from captum_mi.arguments import copied, rebuilt
 from captum_mi.hooks import LayerOutput, OnRepeat, capture, capture_only, observe, replace_output
+from captum_mi.modules import device_of
 from captum_mi.replay import Replay
 from captum_mi.sites import Site, layers_of
 

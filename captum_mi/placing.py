@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from captum_mi import ranks
-from captum_mi.batches import Batch, chunks
+from captum_mi.arguments import chunks
+from captum_mi.batches import Batch
 from captum_mi.gradients import gradients_of
-from captum_mi.heatmap import first_spatial_axis
+from captum_mi.map_input import MapInput
 from captum_mi.passes import Passes
 from captum_mi.preserve import isolated_randomness
 from captum_mi.sites import Site, layers_of
-from captum_mi.structure import Design
 
 __all__ = ["offsets"]
 
@@ -32,7 +32,7 @@ _MOST = 0.5  # cells: further off are other positions
 
 
 def offsets(
-    passes: Passes, sites: Sequence[Site], batch: Batch, mapped: int, design: Design
+    passes: Passes, sites: Sequence[Site], batch: Batch, mapped: MapInput
 ) -> tuple[tuple[float, ...], ...]:
     """How far positions lie beyond the middles of their cells, in cells, of each site.
 
@@ -44,24 +44,23 @@ def offsets(
         passes: passes of the model, in eval mode.
         sites: the sites.
         batch: one batch.
-        mapped: index of the input that positions are places in.
-        design: says where that input has its channels, if it is known.
+        mapped: the input that positions are places in.
     """
     beyond: list[list[Tensor]] = [[] for _ in sites]
     mixtures: dict[Site, Iterator[Tensor]] = {}
     n = len(batch.inputs[0])
-    if batch.inputs[mapped].is_floating_point():
+    if mapped.of(batch.inputs).is_floating_point():
         for inputs, args, _ in chunks(
                 batch.inputs, batch.additional_forward_args, None, _AT_ONCE):
-            x = inputs[mapped].detach().clone().requires_grad_()
-            layers = passes.features(
-                (*inputs[:mapped], x, *inputs[mapped + 1 :]), args, layers_of(sites))
+            x = mapped.of(inputs).detach().clone().requires_grad_()
+            layers = passes.features(mapped.replaced(inputs, x), args, layers_of(sites))
             for site, found in zip(sites, beyond):
                 middle = _middle(site.of(layers))
                 if site not in mixtures:
                     mixtures[site] = iter(_mixtures(middle, n).split(_AT_ONCE))
                 total = (middle * next(mixtures[site])).sum()
-                found.append(_beyond(total, tuple(site.of(layers).shape[2:]), x, design))
+                grid = tuple(site.of(layers).shape[2:])
+                found.append(_beyond(total, grid, x, mapped.first_axis))
     return tuple(
         _told_from_zero(torch.cat(found)) if found else (0.0,) * site.position_axes
         for site, found in zip(sites, beyond)
@@ -81,9 +80,9 @@ def _mixtures(middle: Tensor, n: int) -> Tensor:
         return ranks.randn_rows(middle.new_empty(n, *middle.shape[1:]))
 
 
-def _beyond(total: Tensor, grid: tuple[int, ...], x: Tensor, design: Design) -> Tensor:
+def _beyond(total: Tensor, grid: tuple[int, ...], x: Tensor, start: int) -> Tensor:
     """How far beyond the middle of an input lies what a mixture of features at the middle of a
-    grid depends on, in cells: ``(N, axes)``; NaN without a gradient."""
+    grid depends on, in cells: ``(N, axes)``; NaN without a gradient. Its positions start there."""
     found = x.new_full((len(x), len(grid)), float("nan"), dtype=torch.float64)
     if not grid or not total.requires_grad:
         return found
@@ -94,7 +93,6 @@ def _beyond(total: Tensor, grid: tuple[int, ...], x: Tensor, design: Design) -> 
     if gradient is None:
         return found
     energy = gradient.double().square()
-    start = first_spatial_axis(x, grid, design.channel_axis, design.input_channel_axis)
     for i, length in enumerate(grid):
         along = energy.movedim(start + i, 1).reshape(len(x), x.shape[start + i], -1).sum(2)
         found[:, i] = (_median(along) - 0.5) * length if length > 1 else 0.0

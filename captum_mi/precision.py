@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from captum_mi.batches import device_of, dtype_of
+from captum_mi.modules import device_of, dtype_of
 
-__all__ = ["chosen_amp", "full_precision", "surrounding_amp"]
+__all__ = ["chosen_amp", "full_precision", "own_dtype", "surrounding_amp"]
 
 
 def surrounding_amp(model: nn.Module) -> torch.dtype | None:
@@ -38,3 +38,8 @@ def _has_bfloat16(device: torch.device) -> bool:
 def full_precision(model: nn.Module) -> torch.autocast:
     """Leave the surrounding ``torch.autocast`` for a while."""
     return torch.autocast(device_of(model).type, enabled=False)
+
+
+def own_dtype(model: nn.Module) -> torch.dtype:
+    """What our networks compute in beside a model."""
+    return torch.promote_types(dtype_of(model), torch.float32)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from captum._utils.common import _select_targets
 from torch import Tensor
 
-from captum_mi.batches import has_rows
+from captum_mi.arguments import has_rows
 from captum_mi.networks import Networks
 from captum_mi.outputs import (
     CategoricalOutput,

@@ -8,8 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from captum_mi.batches import Batch, device_of, example_keys
+from captum_mi.batches import Batch
+from captum_mi.example_keys import example_keys
 from captum_mi.hooks import LayerOutput
+from captum_mi.modules import device_of
 from captum_mi.passes import Pass, Passes
 from captum_mi.sites import Site
 

@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 
 from captum_mi.hooks import LayerOutput
+from captum_mi.strides import ChannelAxis, downsampled
 
-__all__ = ["ChannelAxis", "Site", "channels_are_last", "downsampled", "find_sites",
-           "layers_of"]
-
-#: Which axis of a layer's features holds the channels; ``None`` to tell by the inputs.
-ChannelAxis = Literal["first", "last"]
+__all__ = ["ChannelAxis", "Site", "find_sites", "layers_of"]
 
 _PREFIXES = (0, 1, 2, 5)  # class, distillation and register tokens, as they come in practice
-_ROUNDING = 2  # positions that padding may add to a grid or take away
 
 
 @dataclass(frozen=True)
@@ -148,51 +144,6 @@ def find_sites(
 def layers_of(sites: Iterable[Site]) -> list[str]:
     """Names of the sites' layers, of which several may be parts, without repeats."""
     return list(dict.fromkeys(site.layer for site in sites))
-
-
-def downsampled(grid: tuple[int, ...], size: tuple[int, ...], common: bool = True) -> bool:
-    """Whether a grid is that of a size at a stride, up to two positions of rounding.
-
-    Args:
-        grid: positions of features.
-        size: positions of an input.
-        common: one stride for all axes, whole or not; else a whole one for each axis.
-    """
-    if len(grid) != len(size) or any(new > old for new, old in zip(grid, size)):
-        return False
-    if not common:
-        strides = [max(1, round(old / new)) for new, old in zip(grid, size)]
-        return all(abs(new - old / stride) < _ROUNDING
-                   for new, old, stride in zip(grid, size, strides))
-    return _unevenness(grid, size) <= _ROUNDING / min(size)
-
-
-def channels_are_last(
-    grid: tuple[int, ...], shape: tuple[int, ...], channel_axis: ChannelAxis | None
-) -> bool:
-    """Whether an input ``(N, *axes)``, one axis more than a grid has, keeps its channels last.
-
-    That is so if its other axes, and not its last ones, are the grid's at a stride. Where both
-    would do, it is so if its other axes are the grid itself and ``channel_axis`` says that
-    features come that way, or if they suit a common stride better; not where axis 1 is shorter and
-    the last ones are the grid's at a stride for each.
-    """
-    first, last = shape[2:], shape[1:-1]
-    padded = all(abs(new - old) <= _ROUNDING for new, old in zip(grid, first))
-    if not downsampled(grid, last) or grid == first:
-        return False
-    if not (padded or downsampled(grid, first)):
-        # A grid may have a stride for each axis, and images seldom have more channels than pixels.
-        return shape[1] >= shape[-1] or not downsampled(grid, first, common=False)
-    if grid == last and channel_axis == "last":
-        return True
-    return _unevenness(grid, last) < _unevenness(grid, first)
-
-
-def _unevenness(grid: Sequence[int], size: Sequence[int]) -> float:
-    """How far the strides of the axes lie apart."""
-    shares = [new / old for new, old in zip(grid, size)]
-    return max(shares) - min(shares)
 
 
 def _token_grid(

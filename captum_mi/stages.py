@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi.batches import copied
+from captum_mi.arguments import copied
 from captum_mi.following import following
 from captum_mi.grid import n_positions
 from captum_mi.hooks import observe
-from captum_mi.sites import ChannelAxis, Site, downsampled, find_sites
+from captum_mi.sites import Site, find_sites
+from captum_mi.strides import ChannelAxis, downsampled
 
 __all__ = ["stage_layers"]
 

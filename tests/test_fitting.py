@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.batches import example_bits
-from captum_mi.fitting import _Beta2, _even_rows
+from captum_mi.example_keys import example_bits
+from captum_mi.filling import even_rows
 from captum_mi.grid import locals_of
 from captum_mi.hooks import capture_only
 from captum_mi.metrics import pointing
+from captum_mi.multiplier import Multiplier
 
 
 class Quadrants(nn.Module):
@@ -139,10 +140,7 @@ def test_ways_to_weigh_the_terms(net, images, quick_fit, options):
 
 
 def test_beta2_moves_towards_kappa():
-    class Settings:
-        kappa, beta2 = 0.5, None
-
-    rising, falling = _Beta2(Settings, 1.0), _Beta2(Settings, 1.0)
+    rising, falling = (Multiplier(None, 0.5, 1.0) for _ in range(2))
     before, information = torch.tensor(torch.nan), torch.tensor(0.25)
     rising.value = falling.value = rising.started(before, information).item()
     assert rising.value == 0.5 / 0.25  # giving up all information is worth kappa
@@ -163,7 +161,7 @@ def test_the_bank_is_drawn_evenly_over_examples():
     z = torch.zeros(4, 3, 5, 5)
     counts = torch.zeros(8)
     for seen in (0, 4):
-        example, position = _even_rows(z, seen, 8, 20)
+        example, position = even_rows(z, seen, 8, 20)
         assert len({*zip(example.tolist(), position.tolist())}) == len(example)
         counts[seen : seen + 4] += torch.bincount(example, minlength=4)
     assert counts.sum() == 20

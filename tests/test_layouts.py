@@ -13,8 +13,9 @@ from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.video import SwinTransformer3d
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.sites import channels_are_last, find_sites
+from captum_mi.sites import find_sites
 from captum_mi.stages import stage_layers
+from captum_mi.strides import channels_are_last
 
 
 class Rearranged(nn.Module):
@@ -267,6 +268,19 @@ def test_maps_lie_on_the_positions_of_inputs_with_channels_last(
     assert attr.attribute(longer, 1).shape == longer.shape
     with pytest.raises(ValueError, match=f"the fit saw {shape[-1]}"):
         attr.attribute(torch.cat([x, x], -1), 1)
+
+
+@pytest.mark.parametrize("size", [(20, 156), (12, 60), (64, 48)])
+def test_the_layout_of_inputs_is_that_of_the_fit_whatever_their_size(size, quick_fit):
+    """Images of three rows and many columns are still images of three colours."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=8, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 4)).eval()
+    attr = quick_fit(InfoBottleneckAttribution(model, "1"), [torch.randn(8, 3, 64, 64)], steps=2)
+    x = torch.randn(2, 3, *size)
+    for options in ({}, {"refine_steps": 4}):
+        maps = attr.attribute(x, 1, **options)
+        torch.testing.assert_close(maps, maps[:, :1].expand_as(maps))
 
 
 @pytest.mark.parametrize("shape", [(64, 8), (20, 40), (3, 24, 24), (24, 24, 24), (64, 4, 4)])

@@ -10,7 +10,8 @@ import torchvision
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.batches import Batch, example_keys
+from captum_mi.batches import Batch
+from captum_mi.example_keys import example_keys
 from captum_mi.remember import _keys, _of_rows
 from captum_mi.replay import Replay
 

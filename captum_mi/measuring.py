@@ -1,0 +1,75 @@
+"""What a decision loses at the positions of a layer, with blocks and with halves of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from captum_mi.ablation import MOST_BLOCKS, block_losses
+from captum_mi.halves import half_contrasts
+from captum_mi.inputs import all_finite
+from captum_mi.map_input import MapInput
+from captum_mi.passes import Pass
+from captum_mi.shares import Decision
+from captum_mi.sites import Site
+
+__all__ = ["Measured", "measure"]
+
+
+class Measured(NamedTuple):
+    """What weights evidence beside the posterior; see :func:`captum_mi.posterior.spread`.
+
+    Attributes:
+        shares: of each position, ``(N, 1, *grid)``, in nats.
+        losses: of each block, ``(N, 1, *blocks)``, in nats.
+        halves: contrasts, ``(N, pairs, *grid)``, in shares of the probability.
+    """
+
+    shares: Tensor
+    losses: Tensor
+    halves: Tensor
+
+
+def measure(
+    decision: Decision, first: Pass, site: Site, mapped: MapInput,
+    baselines: tuple[Tensor, ...], steps: int, offset: Sequence[float],
+) -> Measured:
+    """Shares of positions, and losses of blocks, then of pairs of halves, a forward pass each.
+
+    Args:
+        decision: a batch's decision.
+        first: the batch's first pass.
+        site: the finest site, whose grid shares and halves are on.
+        mapped: the input whose parts are removed.
+        baselines: what takes their place, of the inputs' shapes.
+        steps: forward passes for blocks and halves.
+        offset: how far the site's positions lie beyond the middles of their cells.
+
+    Raises:
+        ValueError: if the prediction is not finite without a part of the input.
+    """
+    x, baseline = mapped.of(decision.inputs), mapped.of(baselines)
+
+    def log_probability(without: Tensor) -> Tensor:
+        inputs = mapped.replaced(decision.inputs, without)
+        return decision.log_probability(decision.passes.first(inputs, decision.args))
+
+    whole = decision.log_probability(first)
+    grid = tuple(site.of(first.layers).shape[2:])
+    blocks = min(steps, MOST_BLOCKS)
+    pairs = (steps - blocks) // 2
+    measured = Measured(
+        decision.shares(site, mapped.replaced(decision.inputs, baseline)),
+        block_losses(
+            log_probability, whole, x, baseline, blocks, mapped.first_axis, len(grid)),
+        half_contrasts(
+            log_probability, whole, x, baseline, pairs, mapped.first_axis, grid, offset),
+    )
+    if not all(map(all_finite, measured)):
+        raise ValueError(
+            "the prediction is not finite with a part of the input replaced by baselines; pass "
+            "baselines= that the model can take, or weighting='posterior'"
+        )
+    return measured
