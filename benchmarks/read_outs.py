@@ -56,7 +56,7 @@ class Parts:
         expected: expectation of the evidence in x' over classes.
         alpha_logit: logit of alpha on the finest grid.
         default: the default map, at the input's resolution.
-        offsets: of the positions of a grid, from the middles of its cells.
+        places: of the positions of a grid.
     """
 
     def __init__(self, attr: InfoBottleneckAttribution, images: Tensor, target: Tensor) -> None:
@@ -81,8 +81,8 @@ class Parts:
                 self.odds.append(grid(output.log_odds_ratio(q, index), site))
                 self.expected.append(grid(output.kl(q), site))
         self.alpha_logit = networks.alpha_map(z)
-        self.offsets = {tuple(z[site].shape[2:]): offset
-                        for site, offset in networks.offsets.items()}
+        self.places = {tuple(z[site].shape[2:]): places
+                        for site, places in networks.places.items() if site in z}
         self.default = attr.attribute(images, target).sum(1, keepdim=True)
 
     @property
@@ -197,8 +197,8 @@ def parts_of(attr: InfoBottleneckAttribution, images: Tensor, target: Tensor) ->
 
 def drawn(parts: Parts, maps: list[Tensor]) -> Tensor:
     """Maps of grids or of the input's resolution, on the input."""
-    offsets = [parts.offsets.get(tuple(one.shape[2:]), ()) for one in maps]
-    return to_input(maps, parts.images, offsets=offsets)
+    places = [parts.places.get(tuple(one.shape[2:]), ()) for one in maps]
+    return to_input(maps, parts.images, places=places)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_mi.base import BottleneckAttribution
-from captum_mi.grid import finest
+from captum_mi.grid import Place, finest
 from captum_mi.heatmap import Unit, combine, to_input, zeros_for
 from captum_mi.question import Estimator, Information, Question, Weighting
 from captum_mi.structure import Structure
@@ -142,10 +142,10 @@ class InfoBottleneckAttribution(BottleneckAttribution):
         assert mapped is not None
 
         def of_inputs(
-            maps: list[Tensor], offsets: list[tuple[float, ...]]
+            maps: list[Tensor], places: list[tuple[Place, ...]]
         ) -> tuple[Tensor, ...]:
             return tuple(
-                to_input(maps, x, mapped.first_axis, offsets)
+                to_input(maps, x, mapped.first_axis, places)
                 if i == mapped.index else zeros_for(x)
                 for i, x in enumerate(formatted)
             )
@@ -253,7 +253,7 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
             internal_batch_size=internal_batch_size, unit=unit, finish=self._per_layer,
         )
 
-    def _per_layer(self, maps: list[Tensor], _: list[tuple[float, ...]]) -> Any:
+    def _per_layer(self, maps: list[Tensor], _: list[tuple[Place, ...]]) -> Any:
         sites = self._fitted().structure.sites
         results: list[Any] = []
         for layer in self.layers:

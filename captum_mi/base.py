@@ -29,6 +29,7 @@ from captum_mi.dataset import Estimate, dataset_rows, estimates
 from captum_mi.design import CriticKind, Design, InferenceKind, MarginalKind, Noise
 from captum_mi.fit import Fit
 from captum_mi.fitting import fit_networks
+from captum_mi.grid import Place
 from captum_mi.heatmap import Unit, per_unit
 from captum_mi.history import History
 from captum_mi.hooks import OnRepeat
@@ -159,6 +160,11 @@ class BottleneckAttribution(InternalAttribution):
                 f"prediction={prediction!r} is for a global layer without a downstream function, "
                 f"whose classes exclude one another; got global_layer={global_layer!r} and "
                 f"downstream={downstream!r}. What y is, output= says"
+            )
+        if marginal == "uniform" and downstream is None:
+            raise ValueError(
+                "marginal='uniform' is for the classes of a downstream function; got downstream="
+                "None. Without one the marginal is that of the data"
             )
         self.downstream = downstream
         self.design = Design(
@@ -397,9 +403,9 @@ class BottleneckAttribution(InternalAttribution):
         internal_batch_size: int | None,
         unit: Unit,
         baselines: Any = None,
-        finish: Callable[[list[Tensor], list[tuple[float, ...]]], Result],
+        finish: Callable[[list[Tensor], list[tuple[Place, ...]]], Result],
     ) -> Result:
-        """What ``finish`` makes of maps ``(N, M, *positions)`` of every site, and their offsets.
+        """What ``finish`` makes of maps ``(N, M, *positions)`` of every site, and their places.
 
         M is 1, or all classes; redundant is a difference of what it makes. Whether all went well
         is looked at last, so that until then the CPU may be ahead of a CUDA device.
@@ -427,7 +433,7 @@ class BottleneckAttribution(InternalAttribution):
                 for read, parts in zip(question.reads, results):
                     parts.append(reader.read(read, scale, fit.recorder))
             assert reader is not None
-            finished = [finish([torch.cat(one) for one in zip(*parts)], reader.offsets)
+            finished = [finish([torch.cat(one) for one in zip(*parts)], reader.places)
                         for parts in results]
             result = finished[0] if len(finished) == 1 else _difference(*finished)
             unchanged = fit.watch.look()  # while a CUDA device is busy
@@ -550,6 +556,7 @@ class BottleneckAttribution(InternalAttribution):
         """
         fit, question = self._fitted(), Question("redundant", estimator)
         self._check_critics(fit, estimator)
+        self._warn_if_changed(fit.watch.look()())
         args = _format_additional_forward_args(additional_forward_args) or ()
         walk = batches(loader, device_of(self.model), prepare_batch, args)
         passes, scale = self._reading_passes(), per_unit(unit)

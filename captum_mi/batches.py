@@ -170,6 +170,12 @@ def _to_batch(item: Any) -> Batch:
         return Batch((item,))
     if isinstance(item, (tuple, list)) and item:
         if len(item) == 2:
+            if isinstance(item[1], (int, float)) or (
+                    isinstance(item[1], Tensor) and item[1].dim() == 0):
+                raise TypeError(
+                    "the loader yielded a pair whose label is a single number: it yields examples "
+                    "one by one. Pass DataLoader(dataset, batch_size)"
+                )
             return Batch(_inputs(item[0]), item[1])
         return Batch(_inputs(item))
     raise TypeError(

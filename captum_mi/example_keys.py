@@ -36,6 +36,10 @@ def example_keys(x: Tensor) -> Tensor:
 
 
 def _bits(x: Tensor) -> Tensor:
-    """Rows ``(N, elements)`` of integers; floating-point numbers by their 32 bits."""
+    """Rows ``(N, elements)`` of integers; floating-point numbers by their 32 bits, doubles by two
+    halves of theirs."""
     rows = x.reshape(len(x), -1)
-    return (rows.float().view(torch.int32) if rows.is_floating_point() else rows).long()
+    if not rows.is_floating_point():
+        return rows.long()
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    return rows.contiguous().view(torch.int32).long()

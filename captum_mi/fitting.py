@@ -18,7 +18,7 @@ from captum_mi.graphs import Recorder
 from captum_mi.map_input import check_map_input
 from captum_mi.modules import device_of
 from captum_mi.named import Named
-from captum_mi.placing import offsets
+from captum_mi.placing import places_of
 from captum_mi.precision import chosen_amp, full_precision
 from captum_mi.preserve import evaluation_mode, isolated_randomness
 from captum_mi.probing import probe
@@ -59,6 +59,11 @@ def fit_networks(
         settings: how to train.
         check: raises where what was found in the model is not what maps need.
     """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "the model was made under torch.inference_mode(), so that nothing that passes it can "
+            "have gradients; make it outside, or pass copy.deepcopy(model), made outside"
+        )
     trained, amp = model if base is None else base, chosen_amp(model, settings.amp)
     with ExitStack() as stack:
         walk = stack.enter_context(data.walks(device_of(model)))
@@ -107,8 +112,9 @@ def _placed(
     if structure.mapped is None:
         return structure
     passes = structure.passes(model, design.on_repeat, downstream, None)
-    found = offsets(passes, structure.sites, batch, structure.mapped)
-    return dataclasses.replace(structure, offsets=found)
+    sites = structure.sites + structure.head_sites
+    found = places_of(passes, sites, batch, structure.mapped)
+    return dataclasses.replace(structure, places=found)
 
 
 def _records_steps(model: nn.Module, base: nn.Module | None) -> bool:

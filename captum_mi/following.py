@@ -40,7 +40,11 @@ def seeing(
         return seen
 
     turned = inputs[i].flip(tuple(range(1, inputs[i].dim())))
-    before, after = sums_of(inputs), sums_of((*inputs[:i], turned, *inputs[i + 1 :]))
+    before = sums_of(inputs)
+    try:
+        after = sums_of((*inputs[:i], turned, *inputs[i + 1 :]))
+    except Exception:  # of the user's code: nothing is known
+        return list(names)
     return [name for name in names if not all(map(torch.equal, before[name], after[name]))]
 
 
@@ -55,8 +59,8 @@ def following(
     in a layer lies further on along its first axis of positions, and hardly along others, as the
     half of one of the input's axes does, and so on for its next axis and the input's next, then
     positions are places in the input. Weights, tables, hidden units and matrices of
-    attention do not follow. Inputs with fewer axes, and those that turning round leaves as they
-    are, tell nothing: then all layers pass.
+    attention do not follow. Inputs with fewer axes tell nothing, nor do those that turning round
+    leaves as they are, or that the model cannot take then: all layers pass.
 
     Args:
         model: the model, in eval mode.
@@ -88,7 +92,7 @@ def _moved(
     """How much further on along each of a layer's axes what changes lies, if it is the last half
     of an input's axis instead of the first: ``(axes of the input, axes of the layer)``.
 
-    ``None`` if a half is the same when it is turned round.
+    ``None`` if a half is the same when it is turned round, or the model cannot take it.
     """
     moved: dict[str, list[Tensor]] = {name: [] for name in before}
     for axis in range(1, inputs[i].dim()):
@@ -96,7 +100,10 @@ def _moved(
         for half in _halves_turned(inputs[i], axis):
             if torch.equal(half, inputs[i]) and inputs[i].shape[axis] > 1:
                 return None
-            after = _mixed_layers(model, sites, (*inputs[:i], half, *inputs[i + 1 :]), args)
+            try:
+                after = _mixed_layers(model, sites, (*inputs[:i], half, *inputs[i + 1 :]), args)
+            except Exception:  # of the user's code, as of a sequence that became empty
+                return None
             centres.append({name: _centre((one - before[name]).square().sum(-1))
                             for name, one in after.items() if name in before})
         first, last = centres
@@ -157,6 +164,8 @@ def _follows(moved: Tensor, grid: tuple[int, ...]) -> bool:
     axes, count = moved.shape
     moved = moved.nan_to_num(0.0)  # along an axis of one place nothing can move
     long = [axis for axis, length in enumerate(grid) if length > 1]
+    if not long:  # a single position
+        return True
     least = _MOVED if len(long) > 1 else _MOVED_ALONE
     for start in range(axes - count + 1):
         part = moved[start : start + count][long][:, long]

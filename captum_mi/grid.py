@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["finest", "locals_of", "n_positions", "on_grid", "resize"]
+__all__ = ["Place", "centres", "finest", "locals_of", "n_positions", "on_grid", "resize"]
 
 _FEW = 4  # channels, below which PyTorch interpolates slowly on CUDA, channels last or not
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class Place(NamedTuple):
+    """Where positions lie along an axis of an input that their cells divide equally.
+
+    Attributes:
+        offset: how far beyond the middle of the input their middle lies, in cells.
+        scale: how far one lies from the next, in cells.
+    """
+
+    offset: float = 0.0
+    scale: float = 1.0
+
+
+def centres(n: int, place: Place) -> Tensor:
+    """Where each of ``n`` positions lies, ``(n,)`` in float64, in shares of the input."""
+    steps = torch.arange(n, dtype=torch.float64) + 0.5 - n / 2
+    return (steps * place.scale + place.offset) / n + 0.5
 
 
 def locals_of(features: Tensor) -> Tensor:
@@ -43,8 +62,8 @@ def finest(grids: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def resize(
-    maps: Tensor, positions: Sequence[int], offset: Sequence[float] = (),
-    onto: Sequence[float] = (),
+    maps: Tensor, positions: Sequence[int], places: Sequence[Place] = (),
+    onto: Sequence[Place] = (),
 ) -> Tensor:
     """Resize maps ``(N, C, *source)`` to ``(N, C, *positions)`` as densities.
 
@@ -54,15 +73,17 @@ def resize(
     Args:
         maps: on a grid that divides an input into equal cells.
         positions: of the grid that is wanted.
-        offset: how far along each axis, in cells, the maps' positions lie beyond the middles of
-            their cells; none given: not at all.
+        places: where the maps' positions lie along each axis; none given: in the middles of
+            cells.
         onto: the same of the positions that are wanted.
 
     Raises:
         ValueError: if both grids have positions, but along different numbers of axes.
     """
     source, target = tuple(maps.shape[2:]), tuple(positions)
-    moved = any(offset) or any(onto)
+    even = (Place(),) * len(target)
+    places, onto = tuple(places) or even, tuple(onto) or even
+    moved = places != even or onto != even
     if source == target and not moved:
         return maps
     if not target:
@@ -75,7 +96,7 @@ def resize(
             "need the same number of position axes, or none"
         )
     if moved:
-        return _moved(maps, target, offset or (0.0,) * len(target), onto or (0.0,) * len(target))
+        return _moved(maps, target, places, onto)
     if all(new <= old for new, old in zip(target, source)):
         return F.interpolate(maps, target, mode="area")
     if maps.is_cuda and len(target) == 2 and not _is_fast(maps, target):
@@ -84,31 +105,37 @@ def resize(
 
 
 def _moved(
-    maps: Tensor, positions: tuple[int, ...], offset: Sequence[float], onto: Sequence[float]
+    maps: Tensor, positions: tuple[int, ...], places: Sequence[Place], onto: Sequence[Place]
 ) -> Tensor:
-    """Resize along one axis after the other, as the offsets say."""
+    """Resize along one axis after the other, as the places say."""
     for axis, new in enumerate(positions):
         old = maps.shape[axis + 2]
-        weights = _weights(old, new, offset[axis], onto[axis], maps.device, maps.dtype)
+        weights = _weights(old, new, places[axis], onto[axis], maps.device, maps.dtype)
         maps = (maps.movedim(axis + 2, -1) @ weights).movedim(-1, axis + 2)
     return maps
 
 
 @lru_cache(maxsize=64)
 def _weights(
-    old: int, new: int, offset: float, onto: float, device: torch.device, dtype: torch.dtype
+    old: int, new: int, place: Place, onto: Place, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """What each of the new positions takes of each old one, ``(old, new)``; sums of 1."""
-    sources = (torch.arange(old, dtype=torch.float64) + 0.5 + offset)[:, None] / old
-    targets = (torch.arange(new, dtype=torch.float64) + 0.5 + onto) / new
-    if new >= old:  # as far as the next position falls to 0, and ends go on
-        inside = targets.clamp(float(sources[0]), float(sources[-1]))
-        taken = (1 - (inside - sources).abs() * old).clamp_min(0)
+    """What each of the new positions takes of each old one, ``(old, new)``: sums of 1, or, towards
+    the edges of an input that no position lies at, of less."""
+    sources, targets = centres(old, place)[:, None], centres(new, onto)
+    inside = targets.clamp(float(sources[0]), float(sources[-1]))  # ends go on
+    between, wide = place.scale / old, onto.scale / new
+    if wide <= between:  # as far as the next position it falls to 0
+        taken = (1 - (inside - sources).abs() / between).clamp_min(0)
     else:
-        start = torch.maximum(sources - 0.5 / old, targets - 0.5 / new)
-        end = torch.minimum(sources + 0.5 / old, targets + 0.5 / new)
+        start = torch.maximum(sources - between / 2, inside - wide / 2)
+        end = torch.minimum(sources + between / 2, inside + wide / 2)
         taken = (end - start).clamp_min(0)
-    return (taken / taken.sum(0)).to(device, dtype)
+    taken = taken / taken.sum(0)
+    if place.scale < 1:  # fewer and fewer positions see what lies outside
+        margin = torch.where(targets < inside, sources[0], 1 - sources[-1]) - between / 2
+        outside = (targets - inside).abs() - between / 2
+        taken = taken * (1 - outside.clamp_min(0) / margin).clamp(0, 1)
+    return taken.to(device, dtype)
 
 
 def _is_fast(maps: Tensor, positions: tuple[int, ...]) -> bool:

@@ -19,15 +19,18 @@ from itertools import islice, product
 import torch
 from torch import Tensor
 
+from captum_mi.grid import Place, centres
+
 __all__ = ["half_contrasts", "pattern", "sequencies", "walsh"]
 
+_EVEN = Place()
 _MOST_GAINED = 300.0  # nats by which a half may be above the whole: more of them overflow
 
 
-def walsh(sequency: int, size: int, offset: float = 0.0) -> Tensor:
+def walsh(sequency: int, size: int, place: Place = _EVEN) -> Tensor:
     """Walsh function with so many changes of sign, at the middles of ``size`` cells: 1 or -1.
 
-    Or as far beyond these, in cells, as the offset says.
+    Or where else the positions lie.
 
     Example::
 
@@ -37,13 +40,12 @@ def walsh(sequency: int, size: int, offset: float = 0.0) -> Tensor:
                 [ 1, -1, -1,  1],
                 [ 1, -1,  1, -1]], dtype=torch.int32)
     """
-    place = (torch.arange(size, dtype=torch.float64) + 0.5 + offset) / size
-    place = place.clamp(0, 1 - 1e-9)
+    at = centres(size, place).clamp(0, 1 - 1e-9)
     flips = torch.zeros(size, dtype=torch.int64)
     gray = sequency ^ (sequency >> 1)
     for k in range(gray.bit_length()):
         if gray >> k & 1:  # the k-th Rademacher function takes part
-            flips += (place * 2 ** (k + 1)).long()
+            flips += (at * 2 ** (k + 1)).long()
     return 1 - 2 * (flips % 2).double()
 
 
@@ -61,18 +63,18 @@ def sequencies(n: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def pattern(
-    orders: Sequence[int], sizes: Sequence[int], offset: Sequence[float] = ()
+    orders: Sequence[int], sizes: Sequence[int], places: Sequence[Place] = ()
 ) -> Tensor:
     """Product of Walsh functions along the axes, ``(*sizes)``."""
     result = torch.ones((), dtype=torch.float64)
-    for order, size, beyond in zip(orders, sizes, offset or [0.0] * len(sizes)):
-        result = result[..., None] * walsh(order, size, beyond)
+    for order, size, place in zip(orders, sizes, places or [_EVEN] * len(sizes)):
+        result = result[..., None] * walsh(order, size, place)
     return result
 
 
 def half_contrasts(
     log_probability: Callable[[Tensor], Tensor], whole: Tensor, x: Tensor, baseline: Tensor,
-    n: int, first_axis: int, positions: Sequence[int], offset: Sequence[float] = (),
+    n: int, first_axis: int, positions: Sequence[int], places: Sequence[Place] = (),
 ) -> Tensor:
     """How much more of the probability one half of the input keeps than the other.
 
@@ -84,7 +86,7 @@ def half_contrasts(
         n: pairs of halves, at most.
         first_axis: the first of the spatial axes.
         positions: grid of the result; one length for each spatial axis.
-        offset: how far positions lie beyond the middles of their cells, in cells.
+        places: where positions lie; none given: in the middles of cells.
 
     Returns:
         ``(N, pairs, *positions)`` in float64: for each pair its contrast, with the sign of the
@@ -101,5 +103,5 @@ def half_contrasts(
         ])
         kept = (kept - (kept.amax(0) - _MOST_GAINED).clamp_min(0)).exp()
         contrast = (kept[0] - kept[1]).view(-1, *(1,) * (1 + len(positions)))
-        contrasts.append(contrast * pattern(orders, positions, offset).to(x.device))
+        contrasts.append(contrast * pattern(orders, positions, places).to(x.device))
     return torch.cat(contrasts, 1)

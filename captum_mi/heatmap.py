@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_mi.grid import finest, n_positions, resize
+from captum_mi.grid import Place, finest, n_positions, resize
 
 __all__ = ["Unit", "combine", "per_unit", "to_input", "zeros_for"]
 
@@ -28,17 +28,17 @@ def per_unit(unit: Unit) -> float:
 
 
 def combine(
-    maps: Sequence[Tensor], positions: Sequence[int], offsets: Sequence[Sequence[float]] = ()
+    maps: Sequence[Tensor], positions: Sequence[int], places: Sequence[Sequence[Place]] = ()
 ) -> Tensor:
     """Mean of maps ``(N, M, *positions_l)`` after resizing each to one grid, as densities.
 
     Args:
         maps: one for each layer.
         positions: of the grid.
-        offsets: of each layer's positions (:func:`captum_mi.grid.resize`); none: without.
+        places: of each layer's positions (:func:`captum_mi.grid.resize`); none: without.
     """
-    resized = [resize(one, positions, offset)
-               for one, offset in zip(maps, offsets or [()] * len(maps))]
+    resized = [resize(one, positions, where)
+               for one, where in zip(maps, places or [()] * len(maps))]
     total = resized[0]
     for one in resized[1:]:
         total = total + one
@@ -47,7 +47,7 @@ def combine(
 
 def to_input(
     maps: Sequence[Tensor], like: Tensor, first_axis: int = 2,
-    offsets: Sequence[Sequence[float]] = (),
+    places: Sequence[Sequence[Place]] = (),
 ) -> Tensor:
     """Attributions of the shape of an input from the maps of several layers.
 
@@ -60,16 +60,16 @@ def to_input(
         maps: ``(N, 1, *positions_l)``, one per layer.
         like: the input, ``(N, C, *spatial)``, ``(N, *spatial, C)`` or ``(N, *spatial)``.
         first_axis: where the input's positions begin: 1 if channels come last, or none do.
-        offsets: of each layer's positions (:mod:`captum_mi.placing`); none: without.
+        places: of each layer's positions (:mod:`captum_mi.placing`); none: without.
     """
     grid = finest([tuple(one.shape[2:]) for one in maps])
     if like.dim() == len(grid) + 2 and first_axis == 1:
-        channels_first = to_input(maps, like.movedim(-1, 1), offsets=offsets)
+        channels_first = to_input(maps, like.movedim(-1, 1), places=places)
         return channels_first.movedim(1, -1).contiguous()
     channels, spatial = _channels_and_grid(like, len(grid))
     scale = n_positions(grid) / n_positions(spatial) / channels
     parts = [torch.cat([one, -one], 1).clamp_min(0) for one in maps]
-    positive, negative = _density(parts, spatial, offsets).split(1, 1)
+    positive, negative = _density(parts, spatial, places).split(1, 1)
     density = scale * (positive - negative)
     shaped = density.expand(-1, channels, *spatial) if like.dim() > len(spatial) + 1 else density
     dtype = like.dtype if like.is_floating_point() else density.dtype
@@ -77,10 +77,10 @@ def to_input(
 
 
 def _density(
-    maps: Sequence[Tensor], positions: Sequence[int], offsets: Sequence[Sequence[float]]
+    maps: Sequence[Tensor], positions: Sequence[int], places: Sequence[Sequence[Place]]
 ) -> Tensor:
     """Maps without negative values, combined, with the mean that they have on their own grids."""
-    density = combine(maps, positions, offsets)
+    density = combine(maps, positions, places)
     wanted = sum(one.flatten(2).mean(2) for one in maps) / len(maps)
     found = density.flatten(2).mean(2).clamp_min(torch.finfo(density.dtype).tiny)
     return density * (wanted / found).view(*density.shape[:2], *[1] * len(positions))

@@ -74,6 +74,21 @@ def _eager(model: nn.Module) -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
+@contextmanager
+def _layer_by_layer(model: nn.Module) -> Iterator[None]:
+    """No nested tensors between the blocks of PyTorch's own transformers, as its fast path makes
+    of padded sequences: they have no grid of positions."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    if not enabled or not any(isinstance(one, nn.TransformerEncoder) for one in modules_of(model)):
+        yield
+        return
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
 class _CallCounter:
     """Counts a layer's calls in one forward pass and tells which of them counts."""
 
@@ -227,7 +242,7 @@ def observe(
     try:
         for name in dict.fromkeys(names):
             handles.append(model.get_submodule(name).register_forward_hook(hook_of(name)))
-        with _eager(model):
+        with _eager(model), _layer_by_layer(model):
             yield
     finally:
         for handle in handles:

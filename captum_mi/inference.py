@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,12 +70,14 @@ class InferenceNetwork(nn.Module):
         self.position_axes = position_axes
         kernel = 3 if kind == "conv" and position_axes else 1
         self.reduce = nn.ModuleList(_Reduce(c, width) for c in channels)
+        # Zeros beyond the edges would tell the outermost positions from others.
+        padding: Any = {"padding": kernel // 2, "padding_mode": "replicate"}
         conv = _CONV[position_axes]
         last = conv(hidden, 1, 1)
         self.combine = nn.Sequential(
-            conv(width * len(channels), hidden, kernel, padding=kernel // 2),
+            conv(width * len(channels), hidden, kernel, **padding),
             nn.GELU(),
-            conv(hidden, hidden, kernel, padding=kernel // 2),
+            conv(hidden, hidden, kernel, **padding),
             nn.GELU(),
             last,
         )

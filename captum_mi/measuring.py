@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from captum_mi.ablation import MOST_BLOCKS, block_losses
+from captum_mi.grid import Place
 from captum_mi.halves import half_contrasts
 from captum_mi.inputs import all_finite
 from captum_mi.map_input import MapInput
@@ -34,7 +35,7 @@ class Measured(NamedTuple):
 
 def measure(
     decision: Decision, first: Pass, site: Site, mapped: MapInput,
-    baselines: tuple[Tensor, ...], steps: int, offset: Sequence[float],
+    baselines: tuple[Tensor, ...], steps: int, places: Sequence[Place],
 ) -> Measured:
     """Shares of positions, and losses of blocks, then of pairs of halves, a forward pass each.
 
@@ -45,7 +46,7 @@ def measure(
         mapped: the input whose parts are removed.
         baselines: what takes their place, of the inputs' shapes.
         steps: forward passes for blocks and halves.
-        offset: how far the site's positions lie beyond the middles of their cells.
+        places: where the site's positions lie.
 
     Raises:
         ValueError: if the prediction is not finite without a part of the input.
@@ -65,7 +66,7 @@ def measure(
         block_losses(
             log_probability, whole, x, baseline, blocks, mapped.first_axis, len(grid)),
         half_contrasts(
-            log_probability, whole, x, baseline, pairs, mapped.first_axis, grid, offset),
+            log_probability, whole, x, baseline, pairs, mapped.first_axis, grid, places),
     )
     if not all(map(all_finite, measured)):
         raise ValueError(

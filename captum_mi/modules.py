@@ -26,11 +26,11 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 
 def held_by(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers."""
+    """Parameters and buffers, but for sparse ones, whose elements have no place in memory."""
     return [
         tensor for module in modules_of(model)
         for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
+        if tensor is not None and tensor.layout is torch.strided
     ]
 
 

@@ -15,6 +15,7 @@ _KAPPA_SHARE = 1 / 4  # of the distortion of knowing nothing
 _ASCENT_RATE = 0.03
 _DESCENT = 5.0  # beta2 may shrink this many times faster than it grows
 _EMA = 0.9
+_DROWNED = 0.95  # alpha above which features are all but noise
 
 
 class Multiplier:
@@ -56,12 +57,17 @@ class Multiplier:
         gap = (self.kappa - self.average) / self.kappa
         self.value *= math.exp(_ASCENT_RATE * min(1.0, max(-_DESCENT, gap)))
 
-    def warn_if_missed(self) -> None:
-        """Warn if the distortion ended far from kappa."""
-        if self.kappa is None:
+    def warn_if_missed(self, alpha: float) -> None:
+        """Warn if the distortion ended far from kappa, with this alpha in the mean."""
+        if self.kappa is None or abs(self.average - self.kappa) <= 0.5 * self.kappa:
             return
-        if abs(self.average - self.kappa) > 0.5 * self.kappa:
+        ended = f"the distortion ended at {self.average:.3g} nats, kappa is {self.kappa:.3g}"
+        if self.average < self.kappa and alpha > _DROWNED:
             warn(
-                f"the distortion ended at {self.average:.3g} nats, kappa is {self.kappa:.3g}: "
-                "fit for more steps, or choose a kappa nearer to what the bottleneck reaches"
+                f"{ended}, although hardly anything of the chosen layers is left (alpha is "
+                f"{alpha:.2f} in the mean): what the prediction rests on passes beside them, as "
+                "through another branch of the model. Name layers that together all of it passes"
             )
+        else:
+            warn(f"{ended}: fit for more steps, or choose a kappa nearer to what the bottleneck "
+                 "reaches")

@@ -45,11 +45,17 @@ class Named:
                 none at all.
         """
         layers, heads = _names(model, layer), _names(model, head_layers)
+        context = _names(model, context_layers)
+        if context == []:
+            raise ValueError(
+                "context_layers is an empty list, and alpha has to be inferred from something; "
+                "name at least one layer, or leave context_layers out"
+            )
         if layers is not None:
             check_named(layers, heads or [])
         return cls(
             layers, layer is None or isinstance(layer, (list, tuple)), heads,
-            _names(model, context_layers),
+            context,
             None if global_layer is None else layer_names(model, [global_layer])[0],
         )
 

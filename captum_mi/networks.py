@@ -80,7 +80,7 @@ class Networks(nn.Module):
         self.sites, self.context = structure.sites, structure.context
         self.head_sites, self.tokens = structure.head_sites, structure.tokens
         self.mapped = structure.mapped
-        self.offsets = dict(zip(structure.sites, structure.offsets))
+        self.places = dict(zip(structure.sites + structure.head_sites, structure.places))
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context
         axes = max(site.position_axes for site in sites)

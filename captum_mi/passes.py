@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,6 @@ class Passes:
         self.layers = list(layers)
         self.global_layer = global_layer
         self.on_repeat: OnRepeat = on_repeat
-        self._calls: dict[str, int] | None = None
 
     def first(
         self, inputs: tuple[Tensor, ...], args: tuple[Any, ...], continued: Sequence[Site] = ()
@@ -91,6 +90,7 @@ class Passes:
             self._precision(),
             capture(self.model, self.layers + only_global, self.on_repeat) as captured,
             recorded,
+            self._counted(layers_of(continued)) as before.calls,
         ):
             output = self._run(inputs, args)
             return self._result(captured, output, len(inputs[0]), args, before)
@@ -134,13 +134,15 @@ class Passes:
             layer: _on_parts({site: noised[site] for site in noised if site.layer == layer})
             for layer in layers_of(noised)
         }
-        if self.on_repeat == "last" and self._calls is None:
-            self._calls = self._count_calls(list(transforms), inputs, args)
         only_global = [self.global_layer] if self.global_layer is not None else []
         before = before or Replay()
+        calls = before.calls
+        if self.on_repeat == "last" and not calls:
+            with torch.no_grad(), self._counted(list(transforms)) as calls:
+                self._run(inputs, args)
         with (
             self._precision(),
-            replace_output(self.model, transforms, self.on_repeat, self._calls),
+            replace_output(self.model, transforms, self.on_repeat, calls),
             capture(self.model, only_global, self.on_repeat) as captured,
             before.play(),
         ):
@@ -163,17 +165,19 @@ class Passes:
         # Casts that are kept outlive a pass inside another autocast, and with it weights' changes.
         return torch.autocast(device_of(self.model).type, dtype=self.amp, cache_enabled=False)
 
-    def _count_calls(
-        self, layers: Sequence[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...]
-    ) -> dict[str, int]:
+    @contextmanager
+    def _counted(self, layers: Sequence[str]) -> Iterator[dict[str, int]]:
+        """Count how often layers run, if that says which of their calls counts."""
+        if self.on_repeat != "last":
+            yield {}
+            return
         calls = dict.fromkeys(layers, 0)
 
         def count(layer: str, output: Any) -> None:
             calls[layer] += 1
 
-        with torch.no_grad(), observe(self.model, layers, count):
-            self._run(inputs, args)
-        return calls
+        with observe(self.model, layers, count):
+            yield calls
 
     def _result(
         self, captured: dict[str, LayerOutput], output: Any, n: int, args: tuple[Any, ...],

@@ -3,9 +3,10 @@
 A map divides the input into one cell for each position. A position need not see what lies around
 the middle of its cell: a convolution of stride s and odd size, padded evenly, is centred on the
 first pixel of each s, so that a ResNet's map of stride 8 lies 3.5 pixels too far down and to the
-right. What positions see of an input is told by their gradient (its effective receptive field: Luo
-et al., 2016, https://arxiv.org/abs/1701.04128), half of which, squared, lies on each side of their
-middle.
+right. A convolution without padding leaves out the edges, and its positions lie closer together
+than cells. What positions see of an input is told by their gradient (its effective receptive
+field: Luo et al., 2016, https://arxiv.org/abs/1701.04128), half of which, squared, lies on each
+side of their middle.
 """
 
 from __future__ import annotations
@@ -19,26 +20,30 @@ from captum_mi import ranks
 from captum_mi.arguments import chunks
 from captum_mi.batches import Batch
 from captum_mi.gradients import gradients_of
+from captum_mi.grid import Place
 from captum_mi.map_input import MapInput
 from captum_mi.passes import Passes
 from captum_mi.preserve import isolated_randomness
 from captum_mi.sites import Site, layers_of
 
-__all__ = ["offsets"]
+__all__ = ["places_of"]
 
 _AT_ONCE = 8  # examples, for all that lies below a layer is kept for its gradient
 _ERRORS = 3  # standard errors, above which an offset is told from none
 _MOST = 0.5  # cells: further off are other positions
+_FELT = 1e-12  # of the largest square of a gradient: less is rounding
 
 
-def offsets(
+def places_of(
     passes: Passes, sites: Sequence[Site], batch: Batch, mapped: MapInput
-) -> tuple[tuple[float, ...], ...]:
-    """How far positions lie beyond the middles of their cells, in cells, of each site.
+) -> tuple[tuple[Place, ...], ...]:
+    """Where the positions of each site lie along each axis of an input.
 
-    Told by the positions in the middle of a grid, which the edges of the input are far from; 0
-    where it cannot be told from 0, or the features have no gradient: a fit needs none below the
-    layers, and some modules have none in eval mode, such as recurrent ones on CUDA.
+    The offset is told by the positions in the middle of a grid, which are far from the edges of
+    the input; it is 0 where it cannot be told from 0. The scale is told by positions whose whole
+    receptive field lies inside of the input; it is 1 where there are none. Features without a
+    gradient tell neither: a fit needs no gradient below the layers, and some modules have none in
+    eval mode, such as recurrent ones on CUDA.
 
     Args:
         passes: passes of the model, in eval mode.
@@ -46,25 +51,56 @@ def offsets(
         batch: one batch.
         mapped: the input that positions are places in.
     """
-    beyond: list[list[Tensor]] = [[] for _ in sites]
-    mixtures: dict[Site, Iterator[Tensor]] = {}
+    seen = [_Seen(site.position_axes) for site in sites]
     n = len(batch.inputs[0])
     if mapped.of(batch.inputs).is_floating_point():
         for inputs, args, _ in chunks(
                 batch.inputs, batch.additional_forward_args, None, _AT_ONCE):
             x = mapped.of(inputs).detach().clone().requires_grad_()
             layers = passes.features(mapped.replaced(inputs, x), args, layers_of(sites))
-            for site, found in zip(sites, beyond):
-                middle = _middle(site.of(layers))
-                if site not in mixtures:
-                    mixtures[site] = iter(_mixtures(middle, n).split(_AT_ONCE))
-                total = (middle * next(mixtures[site])).sum()
-                grid = tuple(site.of(layers).shape[2:])
-                found.append(_beyond(total, grid, x, mapped.first_axis))
-    return tuple(
-        _told_from_zero(torch.cat(found)) if found else (0.0,) * site.position_axes
-        for site, found in zip(sites, beyond)
-    )
+            for site, one in zip(sites, seen):
+                one.look(site.of(layers), x, mapped.first_axis, n)
+    return tuple(one.places(mapped.of(batch.inputs), mapped.first_axis) for one in seen)
+
+
+class _Seen:
+    """What the positions of one site see of an input, batch by batch."""
+
+    def __init__(self, axes: int) -> None:
+        self.axes = axes
+        self.grid: tuple[int, ...] = ()
+        self._mixtures: Iterator[Tensor] | None = None
+        self._beyond: list[Tensor] = []
+        self._supports: list[list[Tensor]] = [[] for _ in range(axes)]
+
+    def look(self, features: Tensor, x: Tensor, first_axis: int, n: int) -> None:
+        """Look at a few of ``n`` examples: features ``(few, C, *grid)`` of an input x."""
+        self.grid = tuple(features.shape[2:])
+        middle = _middle(features)
+        if self._mixtures is None:
+            self._mixtures = iter(_mixtures(middle, n).split(_AT_ONCE))
+        mixture = next(self._mixtures)
+        energy = _energy((middle * mixture).sum(), x)
+        if energy is None:
+            return
+        self._beyond.append(torch.stack([
+            (_median(_along(energy, first_axis + i)) - 0.5) * length
+            if length > 1 else energy.new_zeros(len(x))
+            for i, length in enumerate(self.grid)
+        ], 1) if self.grid else energy.new_zeros(len(x), 0))
+        for i, length in enumerate(self.grid):
+            self._supports[i].append(
+                _supports(features, mixture, x, i, first_axis + i, _candidates(length)))
+
+    def places(self, x: Tensor, first_axis: int) -> tuple[Place, ...]:
+        """Of an input of the shape of x."""
+        if not self._beyond or not self.axes:
+            return (Place(),) * self.axes
+        offsets = _told_from_zero(torch.cat(self._beyond))
+        return tuple(
+            Place(offset, _scale(torch.cat(rows), length, x.shape[first_axis + i]))
+            for i, (offset, rows, length) in enumerate(zip(offsets, self._supports, self.grid))
+        )
 
 
 def _middle(features: Tensor) -> Tensor:
@@ -80,23 +116,67 @@ def _mixtures(middle: Tensor, n: int) -> Tensor:
         return ranks.randn_rows(middle.new_empty(n, *middle.shape[1:]))
 
 
-def _beyond(total: Tensor, grid: tuple[int, ...], x: Tensor, start: int) -> Tensor:
-    """How far beyond the middle of an input lies what a mixture of features at the middle of a
-    grid depends on, in cells: ``(N, axes)``; NaN without a gradient. Its positions start there."""
-    found = x.new_full((len(x), len(grid)), float("nan"), dtype=torch.float64)
-    if not grid or not total.requires_grad:
-        return found
+def _energy(total: Tensor, x: Tensor) -> Tensor | None:
+    """Squares of the gradient of a mixture of features by an input; ``None`` without one."""
+    if not total.requires_grad:
+        return None
     try:
         (gradient,) = gradients_of(total, [x], retain_graph=True)
     except RuntimeError:  # of a module below the layer
-        return found
-    if gradient is None:
-        return found
-    energy = gradient.double().square()
-    for i, length in enumerate(grid):
-        along = energy.movedim(start + i, 1).reshape(len(x), x.shape[start + i], -1).sum(2)
-        found[:, i] = (_median(along) - 0.5) * length if length > 1 else 0.0
-    return found
+        return None
+    return None if gradient is None else gradient.double().square()
+
+
+def _along(energy: Tensor, axis: int) -> Tensor:
+    """Sums over all axes but one, ``(N, length)``."""
+    return energy.movedim(axis, 1).flatten(2).sum(2) if energy.dim() > 2 else energy
+
+
+def _candidates(length: int) -> list[int]:
+    """Positions along an axis in pairs, from the ends to the middle."""
+    starts = dict.fromkeys(length * eighths // 8 for eighths in range(4))
+    pairs = [(start, length - 1 - start) for start in starts if 2 * start < length]
+    return list(dict.fromkeys(position for pair in pairs for position in pair))
+
+
+def _supports(
+    features: Tensor, mixture: Tensor, x: Tensor, i: int, axis: int, candidates: list[int]
+) -> Tensor:
+    """Position along the grid's axis ``i``, and the first and the last place that it sees along
+    the input's: ``(N, 3)``, each example telling of one of the candidates."""
+    rows = torch.arange(len(x), device=x.device)
+    chosen = torch.tensor(candidates, device=x.device)[rows % len(candidates)]
+    middle = features.movedim(i + 2, 1)[rows, chosen]
+    while middle.dim() > 2:
+        middle = middle.select(2, middle.shape[2] // 2)
+    energy = _energy((middle * mixture.flatten(2)[..., 0]).sum(), x)
+    if energy is None:
+        return x.new_full((len(x), 3), float("nan"), dtype=torch.float64)
+    along = _along(energy, axis)
+    felt = along > _FELT * along.amax(1, keepdim=True)
+    last = along.shape[1] - 1 - felt.flip(1).byte().argmax(1)
+    found = torch.stack([chosen, felt.byte().argmax(1), last], 1).double()
+    return found.masked_fill(~felt.any(1, keepdim=True), float("nan"))  # as behind a ReLU at 0
+
+
+def _scale(supports: Tensor, length: int, size: int) -> float:
+    """How far positions lie apart, in cells, told by two whose fields lie inside of the input.
+
+    Fields that touch no edge are whole, and so are those that are as wide.
+    """
+    rows = ranks.gather_rows(supports)
+    rows = rows[rows.isfinite().all(1)]
+    fields = {int(one): (float(of[:, 1].amin()), float(of[:, 2].amax()))
+              for one in rows[:, 0].unique()
+              for of in [rows[rows[:, 0] == one]]}
+    inside = {last - first for first, last in fields.values() if first > 0 and last < size - 1}
+    whole = {position: first for position, (first, last) in fields.items()
+             if inside == {last - first}}
+    widest = max((last - first for first, last in fields.values()), default=0.0)
+    if len(whole) < 2 or max(inside) < widest:
+        return 1.0
+    one, other = min(whole), max(whole)
+    return (whole[other] - whole[one]) / (other - one) * length / size or 1.0
 
 
 def _median(energy: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.bottleneck import capacity
-from captum_mi.grid import n_positions, resize
+from captum_mi.grid import Place, n_positions, resize
 
 __all__ = ["SHARPNESS", "capacity_prior", "position_posterior", "sharpened", "spread"]
 
@@ -90,7 +90,7 @@ def sharpened(posterior: Tensor, power: float = SHARPNESS) -> Tensor:
 
 def spread(
     maps: Tensor, posterior: Tensor, shares: Tensor | None = None, losses: Tensor | None = None,
-    halves: Tensor | None = None, offset: Sequence[float] = (),
+    halves: Tensor | None = None, places: Sequence[Place] = (),
 ) -> Tensor:
     r"""Each position's share of the expected evidence; evidence against the class stays.
 
@@ -118,8 +118,8 @@ def spread(
         shares: ``(N, 1, *grid)``, in nats.
         losses: ``(N, 1, *blocks)``, in nats.
         halves: ``(N, pairs, *grid)``, in shares of the probability of the class.
-        offset: how far positions lie beyond the middles of their cells, in cells, to find which
-            block they are in.
+        places: where positions lie, to find which block they are in; none given: in the middles
+            of cells.
 
     Returns:
         Tensor of the shape of ``maps``.
@@ -142,7 +142,7 @@ def spread(
     parts = parts / _at_least(_over_positions(parts))
     if losses is not None:
         total = torch.maximum(total, _largest(losses.double(), total))
-        felt = _resized(losses.double(), positions, offset)
+        felt = _resized(losses.double(), positions, places)
         scale = _OF_LOSSES * (1 - 1 / n_positions(losses.shape[2:]))  # one block tells nothing
         parts = _with(parts, felt, scale, _UNFELT)
     if halves is not None and (pairs := halves.shape[1]):
@@ -161,7 +161,7 @@ def _with(parts: Tensor, more: Tensor, weight: float, little: float) -> Tensor:
     return parts / _at_least(_over_positions(parts.abs()))
 
 
-def _resized(shares: Tensor, positions: Sequence[int], onto: Sequence[float] = ()) -> Tensor:
+def _resized(shares: Tensor, positions: Sequence[int], onto: Sequence[Place] = ()) -> Tensor:
     """Shares on another grid, with the same total."""
     factor = n_positions(shares.shape[2:]) / n_positions(positions)
     return resize(shares, positions, onto=onto) * factor

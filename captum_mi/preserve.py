@@ -90,7 +90,7 @@ def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, saved in buffers:
                 setattr(module, name, buffer)
-                if not torch.equal(buffer, saved):
+                if buffer.layout is torch.strided and not torch.equal(buffer, saved):
                     buffer.copy_(saved)
 
 

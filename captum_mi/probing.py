@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from captum_mi.arguments import has_rows
 from captum_mi.batches import Batch
 from captum_mi.design import Design
 from captum_mi.grid import finest
@@ -38,27 +40,49 @@ def _default_layers(stages: list[str]) -> list[str]:
     return stages[-3:-1] or stages
 
 
-def _default_stages(model: nn.Module, batch: Batch, design: Design) -> list[str]:
+def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[list[str], Design]:
     """Stages with the position axes of the inputs, or of the one that the map belongs to.
+
+    Features of sequences ``(N, L, C)`` may look like those of signals ``(N, C, L)``. Where they
+    keep the inputs' length, that way counts in which more stages follow the inputs.
+
+    Returns:
+        The stages, and the design with what they say about channels.
 
     Raises:
         ValueError: if no layer has the position axes of the inputs.
     """
     mapped = batch.inputs if design.map_input is None else (batch.inputs[design.map_input],)
     axes = max(_position_axes(x) for x in mapped)
-    args = batch.additional_forward_args
-    stages = stage_layers(
-        model, batch.inputs, args, axes, design.channel_axis, design.map_input
-    ) if axes > 0 else []
+    stages = _stages(model, batch, axes, design) if axes > 0 else []
+    lengths = {x.shape[1] for x in mapped if x.dim() == 3}
+    if design.channel_axis is None and lengths:
+        last = dataclasses.replace(design, channel_axis="last")
+        others = _stages(model, batch, axes, last)
+        if len(others) > len(stages) and _lengths_of(model, batch, last, others) <= lengths:
+            return others, last
     if not stages:
         shapes = [tuple(x.shape) for x in batch.inputs]
         raise ValueError(
             f"found no stage with positions in {type(model).__name__} for inputs {shapes}; "
             "layers that run more than once in a pass are not looked at, nor are those whose "
             "positions do not follow the inputs'. Name the layers to read, as in "
-            "layer=['layer2', 'layer3']"
+            "layer=['layer2', 'layer3'], and where their channels are, with channel_axis="
         )
-    return stages
+    return stages, design
+
+
+def _stages(model: nn.Module, batch: Batch, axes: int, design: Design) -> list[str]:
+    return stage_layers(
+        model, batch.inputs, batch.additional_forward_args, axes, design.channel_axis,
+        design.map_input)
+
+
+def _lengths_of(model: nn.Module, batch: Batch, design: Design, layers: list[str]) -> set[int]:
+    """Lengths of layers' outputs along their first axis after the examples."""
+    passes = Passes(model, layers, None, design.on_repeat)
+    found = passes.first(batch.inputs, batch.additional_forward_args).layers.values()
+    return {one.shape[1] for one in found if isinstance(one, Tensor)}
 
 
 def _position_axes(x: Tensor) -> int:
@@ -122,13 +146,15 @@ def probe(
         ValueError: if no layer with positions is found, or layers do not suit one another or the
             inputs.
     """
-    inputs, args = batch.inputs, batch.additional_forward_args
+    inputs = batch.inputs
     check_inputs(inputs, dtype_of(model))
 
     def look_at(*layers: str) -> _Look:
         return _Look(model, batch, design, named, downstream, layers)
 
-    stages = None if named.layers else _default_stages(model, batch, design)
+    stages: list[str] | None = None
+    if not named.layers:
+        stages, design = _default_stages(model, batch, design)
     layers = named.layers or _default_layers(stages or [])
     check_named(layers, named.head_layers or [])
     look = look_at(*layers, *(named.head_layers or ()), *(named.context_layers or ()))
@@ -139,8 +165,7 @@ def probe(
     heads, context = named.head_layers, named.context_layers
     if heads is None or context is None:
         if stages is None:
-            stages = stage_layers(
-                model, inputs, args, axes, design.channel_axis, design.map_input)
+            stages = _stages(model, batch, axes, design)
         if heads is None:
             heads = [name for name in stages[-1:] if axes and name not in layers]
         if context is None:
@@ -221,10 +246,9 @@ def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool,
             second = passes.second(tuple(x[:n] for x in inputs), args, {}, before)
         except Exception:  # of the user's code: whatever a module raises that lacks something
             return False
-        gap = (first.output[:n] - second.output).abs().amax()
-        return bool(gap <= 1e-4 * first.output[:n].abs().amax())
+        return _are_close(first.output[:n], second.output)
 
-    if not same(len(inputs[0]), first.before):
+    if not same(len(inputs[0]), first.before) or not _can_be_cut_short(passes, batch, first):
         return False, False
     layer = passes.resumed(first)
     if layer is None or args:
@@ -232,3 +256,24 @@ def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool,
     last = first.layers[layer]
     assert isinstance(last, Tensor)
     return True, same(1, first.before.resume(last[:1]))
+
+
+def _can_be_cut_short(passes: Passes, batch: Batch, first: Pass) -> bool:
+    """Whether a pass is the same after one of other inputs that ended after the sites.
+
+    Not so if the model's own ``forward`` leaves something in an attribute meanwhile.
+    """
+    n = len(batch.inputs[0])
+    turned = tuple(x.flip(0) for x in batch.inputs)
+    args = tuple(arg.flip(0) if has_rows(arg, n) else arg
+                 for arg in batch.additional_forward_args)
+    try:
+        passes.features(turned, args)
+        again = passes.first(batch.inputs, batch.additional_forward_args)
+    except Exception:  # of the user's code
+        return False
+    return _are_close(first.output, again.output)
+
+
+def _are_close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().amax() <= 1e-4 * one.abs().amax())

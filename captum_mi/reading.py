@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.graphs import Recorder
-from captum_mi.grid import on_grid
+from captum_mi.grid import Place, on_grid, resize
 from captum_mi.heatmap import combine
 from captum_mi.hooks import LayerOutput
 from captum_mi.inputs import all_finite, check_finite
@@ -133,22 +133,33 @@ class Reader:
         witnesses = [*self._log_odds(information, self.index), *self._head_evidence()]
         posterior = position_posterior(witnesses, self._prior(information))
         if self.question.joined:
-            maps = [combine(maps, posterior.shape[2:])]
+            maps = [combine([self._aligned(site, one)
+                             for site, one in zip(self.networks.sites, maps)],
+                            posterior.shape[2:])]
         shares, losses, halves = (
             self._measured if self.question.weighting == "shares" else (None, None, None))
-        return [spread(one, posterior, shares, losses, halves, offset)
-                for one, offset in zip(maps, self.offsets)]
+        return [spread(one, posterior, shares, losses, halves, places)
+                for one, places in zip(maps, self.places)]
 
     @property
-    def offsets(self) -> list[tuple[float, ...]]:
-        """How far the positions of maps lie beyond the middles of their cells, for each map."""
+    def places(self) -> list[tuple[Place, ...]]:
+        """Where the positions of each map lie in the input."""
         sites = (self._finest,) if self.question.joined else self.networks.sites
-        return [self.networks.offsets.get(site, ()) for site in sites]
+        return [self.networks.places.get(site, ()) for site in sites]
 
     @property
     def _finest(self) -> Site:
         return self.networks.finest_site({
             site: site.of(self.layers) for site in self.networks.sites})
+
+    def _aligned(self, site: Site, one: Tensor) -> Tensor:
+        """A site's map as it is, or on the finest grid if its positions lie further apart, in
+        cells, or closer together: as of convolutions that leave out the edges."""
+        own, finest = (self.networks.places.get(of, ()) for of in (site, self._finest))
+        apart, wanted = ([Place(scale=place.scale) for place in of] for of in (own, finest))
+        if not apart or apart == wanted:
+            return one
+        return resize(one, self.z[self._finest].shape[2:], apart, wanted)
 
     def _log_odds(self, information: Read, index: Tensor) -> list[Tensor]:
         """Log odds ratios of a class at the noised sites, whose evidence levels at certainty.
@@ -160,14 +171,15 @@ class Reader:
             parameters = self._head(i, site, noised)
             ratio = self.readout.log_odds_ratio(parameters, index, self.args)[..., None]
             ratio = self._silenced(site, ratio) if noised else ratio
-            found.append(on_grid(ratio, self.z[site].shape[2:]) / len(self.networks.sites))
+            ratio = on_grid(ratio, self.z[site].shape[2:]) / len(self.networks.sites)
+            found.append(self._aligned(site, ratio))
         return found
 
     def _head_evidence(self) -> list[Tensor]:
         """Evidence for a class at the sites that have a head alone."""
         networks = self.networks
         return [
-            on_grid(self._values(i, site, "general"), self.z[site].shape[2:])
+            self._aligned(site, on_grid(self._values(i, site, "general"), self.z[site].shape[2:]))
             for i, site in enumerate(networks.head_sites, len(networks.sites))
         ]
 
@@ -190,7 +202,7 @@ class Reader:
         finest = self._finest
         return measure(
             decision, self.first, finest, mapped, self.baselines, self.question.refine_steps,
-            self.networks.offsets.get(finest, ()),
+            self.networks.places.get(finest, ()),
         )
 
     def _values(self, i: int, site: Site, information: Read) -> Tensor:

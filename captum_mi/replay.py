@@ -28,6 +28,7 @@ class Replay:
 
     Attributes:
         end: the module with which recording ended, if that was its only call.
+        calls: how often layers ran in the pass; empty where that was not counted.
 
     Example::
 
@@ -42,6 +43,7 @@ class Replay:
     def __init__(self) -> None:
         self._kept: list[tuple[nn.Module, Tensor, int]] = []
         self.end: nn.Module | None = None
+        self.calls: dict[str, int] = {}
 
     @contextmanager
     def record(self, model: nn.Module, names: Sequence[str]) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_mi.grid import Place
 from captum_mi.hooks import OnRepeat
 from captum_mi.inputs import Signature
 from captum_mi.map_input import MapInput
@@ -38,8 +39,8 @@ class Structure:
         replays: whether a pass may skip what runs before the first site or after the last one.
         resumes: whether what the layer returned where recording ended is all that a second pass
             needs of what runs before.
-        offsets: how far each site's positions lie beyond the middles of their cells
-            (:mod:`captum_mi.placing`); none: not at all.
+        places: where the positions of the sites, and then of the head sites, lie along each axis
+            of that input (:mod:`captum_mi.placing`); none: in the middles of cells.
     """
 
     sites: tuple[Site, ...]
@@ -55,7 +56,7 @@ class Structure:
     mapped: MapInput | None
     replays: bool
     resumes: bool
-    offsets: tuple[tuple[float, ...], ...] = ()
+    places: tuple[tuple[Place, ...], ...] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -89,7 +90,8 @@ class Structure:
             for name in ("sites", "head_sites", "context", "tokens")
         }
         tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
-        tuples["offsets"] = tuple(map(tuple, values["offsets"]))
+        tuples["places"] = tuple(
+            tuple(Place(*axis) for axis in places) for places in values["places"])
         signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
         mapped = None if values["mapped"] is None else MapInput(**values["mapped"])
         return cls(**{**values, **sites, **tuples, "signature": signature, "mapped": mapped})

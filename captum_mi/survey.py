@@ -27,6 +27,7 @@ __all__ = ["Survey", "Walk", "held_out_of", "survey"]
 Walk = Callable[[], Iterator[Batch]]
 
 _HELD_OUT_SHARE = 8  # one example in eight is held out from the heads
+_CERTAIN = 15.0  # nats: a logit that is hardly ever smaller is none
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
         _warn_if_probabilities(networks.output, seen.y, (
             "Pass output='probabilities' if they are probabilities, or output='categorical' if "
             "they are logits"))
+        _warn_if_values(networks.output, seen.y)
     networks.output.cpu().fit_marginal(seen.y)
     coordinates = networks.output.critic_input(seen.y)
     networks.global_moments.set(coordinates.mean(0), coordinates.std(0, correction=0))
@@ -183,3 +185,14 @@ def _warn_if_probabilities(output: Output, raw: Tensor, advice: str) -> None:
         like = "lie between 0 and 1, as if they were independent labels, from a sigmoid"
         advice = "For independent labels return their logits, and pass output='bernoulli'"
     warn(f"the model's predictions {like}; they are taken for logits. {advice}")
+
+
+def _warn_if_values(output: Output, raw: Tensor) -> None:
+    """A value that is taken for a logit: what is made of it is always certain."""
+    if not isinstance(output, BernoulliOutput) or float(raw.abs().median()) < _CERTAIN:
+        return
+    warn(
+        f"the model's output goes from {float(raw.min()):.4g} to {float(raw.max()):.4g} and is "
+        "taken for the logit of a label, by which the model is certain of every example. If it "
+        "is a value, as of a regression, pass output='gaussian'"
+    )

@@ -299,7 +299,7 @@ def train(
 def _warn_of(trainer: Trainer, history: History) -> None:
     """What a fit did not reach."""
     found = trainer.found
-    trainer.beta2.warn_if_missed()
+    trainer.beta2.warn_if_missed(history.recent("alpha"))
     if trainer.critics and not any(history.info_nce):
         warn(
             "the critics were not trained: batches of one example have no negatives. Fit with "

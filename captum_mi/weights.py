@@ -57,7 +57,9 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in _tensors(model).items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        dense = value.detach().cpu().to_dense() if value.layout is not torch.strided else (
+            value.detach().cpu())
+        flat = dense.contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -472,3 +472,40 @@ def test_the_distortion_that_is_told_is_one_that_was(net, images):
         attr.fit([images], 1, progress=False, bank_size=64)
     told = next(str(one.message) for one in caught if "distortion ended" in str(one.message))
     assert f"ended at {attr.history.distortion[-1]:.3g} nats" in told
+
+
+def test_a_loader_of_single_labelled_examples(net, images):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(image, 1) for image in images])
+
+    with pytest.raises(TypeError, match="examples one by one"):
+        InfoBottleneckAttribution(net, "stage2").fit(Stream(), 1, progress=False)
+
+
+def test_choices_that_would_have_no_effect(net):
+    with pytest.raises(ValueError, match="marginal='uniform' is for .* a downstream function"):
+        InfoBottleneckAttribution(net, "stage2", marginal="uniform")
+    with pytest.raises(ValueError, match="context_layers is an empty list"):
+        InfoBottleneckAttribution(net, "stage2", context_layers=[])
+
+
+def test_a_model_made_in_inference_mode(images):
+    with torch.inference_mode():
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(),
+                                    torch.nn.Linear(400, 3))
+    with pytest.raises(ValueError, match=r"made under torch\.inference_mode"):
+        InfoBottleneckAttribution(model, "0").fit([images], 1, progress=False)
+    again = copy.deepcopy(model)
+    InfoBottleneckAttribution(again, "0").fit([images], 1, progress=False)
+
+
+def test_values_that_are_taken_for_logits(images, recwarn):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+                                torch.nn.Linear(400, 1))
+    model[3].bias.data.fill_(-60)
+    InfoBottleneckAttribution(model, "1").fit([images], 1, progress=False)
+    assert any("pass output='gaussian'" in str(one.message) for one in recwarn)
+    recwarn.clear()
+    InfoBottleneckAttribution(model, "1", output="gaussian").fit([images], 1, progress=False)
+    assert not any("pass output='gaussian'" in str(one.message) for one in recwarn)

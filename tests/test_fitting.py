@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.example_keys import example_bits
+from captum_mi.example_keys import example_bits, example_keys
 from captum_mi.filling import even_rows
 from captum_mi.grid import locals_of
 from captum_mi.hooks import capture_only
@@ -137,6 +137,9 @@ def test_ways_to_weigh_the_terms(net, images, quick_fit, options):
         assert attr.history.kappa is None
     if "kappa" in options:
         assert attr.history.kappa == 0.2
+    if "task" in options:  # the excess over the loss of the clean pass, which may be negative
+        plain = quick_fit(InfoBottleneckAttribution(net, "stage2"), [(images, labels)])
+        assert attr.history.distortion != plain.history.distortion
 
 
 def test_beta2_moves_towards_kappa():
@@ -305,3 +308,19 @@ def test_a_copy_with_parameters_that_are_integers_is_fine_tuned(net, images, qui
     net.steps = nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False)
     attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images], finetune_base=True)
     assert not torch.equal(attr.model.fc.weight, net.fc.weight)
+
+
+def test_noise_everywhere_that_changes_nothing_is_said(recwarn):
+    """The decision passes beside the chosen layers."""
+    for alpha, expected in ((0.99, "passes beside them"), (0.5, "fit for more steps")):
+        multiplier = Multiplier(None, 0.5, 1.0)
+        multiplier.value = 1.0
+        multiplier.update(0.1)
+        multiplier.warn_if_missed(alpha)
+        assert expected in str(recwarn.pop().message)
+
+
+def test_doubles_are_told_apart_by_all_their_bits():
+    seconds = 1.7e9 + torch.randn(64, 1, 4, dtype=torch.float64)
+    assert len(set(example_keys(seconds).tolist())) == 64
+    assert torch.equal(example_keys(seconds.half()), example_keys(seconds.half().float()))

@@ -611,3 +611,100 @@ def test_a_grid_of_one_row_lies_along_the_columns(channels, quick_fit):
     maps = attr.attribute(torch.randn(2, channels, 32, 100), 1)
     assert torch.equal(maps[:, :, :1].expand_as(maps), maps)  # the same in each row
     assert float(maps.std(3).mean()) > 0
+
+
+@pytest.mark.parametrize(("features", "width", "length"), [
+    (12, 32, 40), (32, 32, 24), (40, 32, 50), (64, 32, 50)])
+def test_a_transformer_of_sequences_is_read_along_them(features, width, length, quick_fit):
+    """Whether its width is more or less than the number of features."""
+    model = nn.Sequential(
+        nn.Linear(features, width),
+        *(nn.TransformerEncoderLayer(width, 2, 32, batch_first=True) for _ in range(4)),
+        Pooled(), nn.Linear(width, 3)).eval()
+    x = torch.randn(16, length, features)
+    attr = quick_fit(InfoBottleneckAttribution(model), [x])
+    assert attr.layers == ["2", "3"]
+    maps = attr.attribute(x, 1)
+    torch.testing.assert_close(maps, maps[..., :1].expand_as(maps))
+
+
+class Pooled(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
+class PaddedWords(nn.Module):
+    """PyTorch's own encoder makes nested tensors of padded words, where it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.fc = nn.Embedding(50, 16), nn.Linear(16, 3)
+        block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.enc = nn.TransformerEncoder(block, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.enc(self.emb(x), src_key_padding_mask=x == 0)[:, 0])
+
+
+def test_blocks_of_an_encoder_of_padded_words_are_read(quick_fit):
+    x = torch.randint(1, 50, (16, 20))
+    x[1:, 12:] = 0
+    attr = quick_fit(InfoBottleneckAttribution(PaddedWords().eval()), [x])
+    assert attr.layers == ["enc.layers.1", "enc.layers.2"]
+    assert attr.attribute(x, 1).shape == x.shape
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Lengths(nn.Module):
+    """Asks for words in every example, as turning half of one round may not leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.gru = nn.Embedding(20, 8), nn.GRU(8, 16, batch_first=True)
+        self.seq, self.fc = nn.Identity(), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = (x > 0).sum(1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.emb(x), lengths, batch_first=True, enforce_sorted=False)
+        out = nn.utils.rnn.pad_packed_sequence(
+            self.gru(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        return self.fc(self.seq(out).sum(1) / lengths[:, None])
+
+
+def test_a_model_that_cannot_take_what_is_tried_out_is_fitted(quick_fit):
+    x = torch.randint(1, 20, (32, 20))
+    x[torch.arange(20) >= torch.randint(4, 20, (32,))[:, None]] = 0
+    attr = quick_fit(InfoBottleneckAttribution(Lengths(), "seq", channel_axis="last"), [x])
+    assert attr.attribute(x, 1).shape == x.shape
+
+
+def test_a_single_position_can_be_named(quick_fit):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(8, 3)).eval()
+    x = torch.randn(16, 3, 16, 16)
+    attr = quick_fit(InfoBottleneckAttribution(model, ["1", "2"]), [x])
+    assert attr.attribute(x, 1).shape == x.shape
+
+
+class Looped(nn.Module):
+    """Runs a layer more often for longer inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        for _ in range(x.shape[2] // 8):
+            h = h + self.again(h).relu()
+        return 5 * self.fc(h.mean(2))
+
+
+def test_the_last_call_counts_of_each_batch():
+    short, long = torch.randn(8, 2, 16), torch.randn(8, 2, 32)
+    for loader in ([short, long], [long, short]):
+        attr = InfoBottleneckAttribution(
+            Looped(), "again", on_repeat="last", channel_axis="first", alpha=1.0)
+        assert min(attr.fit(loader, 4, progress=False).distortion) > 0  # noise everywhere

@@ -354,3 +354,61 @@ def test_all_of_a_model_is_found_once(net):
     held = [tensor.data_ptr() for tensor in held_by(model)]
     assert sorted(held) == sorted(
         x.data_ptr() for x in (*model.parameters(), *model.buffers()))
+
+
+class _Graph(nn.Module):
+    """A layer of a graph network, whose adjacency is sparse."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.fc = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("adjacency", torch.eye(10).to_sparse())
+
+    def forward(self, x):
+        passed = [torch.sparse.mm(self.adjacency, one) for one in self.lin(x).relu()]
+        return self.fc(torch.stack(passed).mean(1))
+
+
+def test_a_model_with_a_sparse_buffer(quick_fit, tmp_path):
+    model, x = _Graph().eval(), torch.randn(12, 10, 4)
+    attr = quick_fit(InfoBottleneckAttribution(model, "lin", channel_axis="last"), [x])
+    assert attr.attribute(x, 1).shape == x.shape
+    assert torch.equal(model.adjacency.to_dense(), torch.eye(10))
+
+
+class _Skips(nn.Module):
+    """Keeps features in an attribute until the end of a pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)])
+        self.up = nn.ModuleList([nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)])
+        self.fc = nn.Linear(8, 3)
+        self.skips = []
+
+    def forward(self, x):
+        for down in self.down:
+            x = down(x).relu()
+            self.skips.append(x)
+        for up, skip in zip(self.up, self.skips):
+            x = up(x).relu() + skip
+        self.skips.clear()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_nothing_is_left_in_a_model_whose_passes_cannot_be_cut_short(quick_fit):
+    model, (a, b) = _Skips().eval(), torch.randn(2, 8, 3, 16, 16)
+    with torch.no_grad():
+        right = model(b)
+        attr = quick_fit(InfoBottleneckAttribution(model, "down.1", head_layers=[]), [a, a[:3]])
+        attr.attribute(a[:5], 0)
+        assert not model.skips
+        torch.testing.assert_close(model(b), right)
+
+
+def test_stale_weights_are_said_of_dataset_figures_too(net, images, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images])
+    with torch.no_grad():
+        net.fc.weight.add_(1)
+    with pytest.warns(UserWarning, match="weights have changed"):
+        attr.information([images], progress=False)

@@ -378,3 +378,16 @@ def test_a_logit_keeps_its_slope_where_a_class_is_as_good_as_certain(kind):
     half = 0.5 if kind == "categorical" else 1.0
     torch.testing.assert_close(logit, torch.tensor([60.0 * half]))
     torch.testing.assert_close(raw.grad[:, 0], torch.tensor([half]))
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_edges_are_not_told_from_other_positions(axes):
+    """Of features that are the same everywhere, alpha is the same everywhere."""
+    network = InferenceNetwork([4, 6], axes)
+    torch.nn.init.normal_(network.combine[-1].weight)
+    grid = (7,) * axes
+    features = [torch.randn(2, channels, *[1] * axes).expand(2, channels, *grid)
+                for channels in (4, 6)]
+    logits = network(features, grid)
+    middle = logits.flatten(1)[:, 7**axes // 2].view(2, *[1] * (axes + 1))
+    torch.testing.assert_close(logits, middle.expand_as(logits))

@@ -10,16 +10,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.grid import resize
+from captum_mi.grid import Place, centres, resize
 from captum_mi.halves import pattern
 from captum_mi.heatmap import to_input
 from captum_mi.posterior import spread
 
 
-def offsets_of(model, x, layer=None):
+def places_of(model, x, layer=None):
     attr = InfoBottleneckAttribution(model.eval(), layer)
     attr.fit([x], 1, progress=False, bank_size=64)
-    return attr.networks.offsets
+    return attr.networks.places
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -35,22 +35,65 @@ def test_strided_convolutions(kernel, stride, pad, size, expected):
         nn.Conv2d(3, 8, kernel, stride, pad), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
     x = torch.randn(64, 3, size, size)
     model(x)
-    (found,) = offsets_of(model, x, "1").values()
-    assert found == pytest.approx((expected, expected), abs=0.1)
+    (found,) = places_of(model, x, "1").values()
+    assert [place.offset for place in found] == pytest.approx([expected] * 2, abs=0.1)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_residual_network_is_centred_on_the_first_pixel_of_each_stride():
-    found = offsets_of(torchvision.models.resnet18(num_classes=5), torch.randn(24, 3, 64, 64))
-    assert found.popitem()[0].layer == "layer3"
-    assert next(iter(found.values())) == pytest.approx((-3.5 / 8, -3.5 / 8), abs=0.06)
+    found = places_of(torchvision.models.resnet18(num_classes=5), torch.randn(24, 3, 64, 64))
+    assert [site.layer for site in found] == ["layer2", "layer3", "layer4"]
+    for place in next(iter(found.values())):
+        assert place.offset == pytest.approx(-3.5 / 8, abs=0.06)
+        assert place.scale == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("kernel", "stride", "size", "n"), [
+    (25, 1, 64, 40), (5, 2, 33, 15), (9, 4, 61, 14), (3, 1, 8, 6)])
+def test_convolutions_without_padding_leave_out_the_edges(kernel, stride, size, n):
+    model = nn.Sequential(nn.Conv1d(2, 8, kernel, stride), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(8 * n, 3))
+    ((found,),) = places_of(model, torch.randn(64, 2, size), "1").values()
+    middles = kernel / 2 + stride * torch.arange(n)
+    error = centres(n, found) * size - middles
+    assert float(error.abs().max()) < 0.1 * kernel
+    assert found.scale == pytest.approx(stride * n / size)
+
+
+@pytest.mark.parametrize(("wide", "padding"), [(25, 0), (25, 12), (5, 0)])
+def test_evidence_of_a_bump_is_drawn_where_the_bump_is(wide, padding):
+    """A planted truth: the sign of a bump decides, and a map says where it is."""
+    half = 1 - (torch.arange(wide) - wide // 2).abs() / (wide // 2 + 1)
+    conv = nn.Conv1d(1, 2, wide, padding=padding)
+    model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        conv.weight[:, 0] = torch.stack([-half, half])
+        conv.bias.fill_(-1.0)
+        model[4].weight.copy_(8 * torch.eye(2))
+        model[4].bias.zero_()
+
+    def bumps(at):
+        labels = torch.arange(len(at)) % 2
+        x = 0.1 * torch.randn(len(at), 1, 64)
+        x[torch.arange(len(at)), 0, at] += 4.0 * (2 * labels - 1)
+        return x, labels
+
+    attr = InfoBottleneckAttribution(model.eval(), "1")
+    loader = [bumps(torch.randint(2, 62, (64,))) for _ in range(8)]
+    attr.fit(loader, steps=100, progress=False, bank_size=64)
+    for at in (16, 32, 48):
+        x, labels = bumps(torch.full((16,), at))
+        drawn = attr.attribute(x, labels).sum(1).clamp_min(0).mean(0)
+        centre = float(drawn @ torch.arange(64.0) / drawn.sum())
+        assert centre == pytest.approx(at, abs=3)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_words_have_no_gradient():
     model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.Flatten(), nn.Linear(64, 3))
-    found = offsets_of(model, torch.randint(9, (16, 8)), "1")
-    assert list(found.values()) == [(0.0,)]
+    found = places_of(model, torch.randint(9, (16, 8)), "1")
+    assert list(found.values()) == [(Place(),)]
 
 
 class _Refused(torch.autograd.Function):
@@ -86,8 +129,8 @@ class _Below(nn.Module):
     lambda stem, x: stem(x).detach(),
 ])
 def test_a_fit_needs_no_gradient_below_the_layers(below):
-    found = offsets_of(_Below(below), torch.randn(32, 3, 32, 32), "read")
-    assert list(found.values()) == [(0.0, 0.0)]
+    found = places_of(_Below(below), torch.randn(32, 3, 32, 32), "read")
+    assert list(found.values()) == [(Place(), Place())]
 
 
 def test_a_spot_is_drawn_where_its_position_looks():
@@ -96,7 +139,7 @@ def test_a_spot_is_drawn_where_its_position_looks():
     spot[..., 3, 3] = 2.0
     like = torch.zeros(1, 3, 64, 64)
     for offset, middle in ((0.0, 27.5), (-3.5 / 8, 24.0)):
-        drawn = to_input([spot], like, offsets=[(offset, offset)]).sum(1)[0]
+        drawn = to_input([spot], like, places=[(Place(offset), Place(offset))]).sum(1)[0]
         assert float(drawn.sum()) == pytest.approx(2)
         centre = drawn.sum(0) @ torch.arange(64.0) / 2
         assert float(centre) == pytest.approx(middle, abs=1e-4)
@@ -104,7 +147,8 @@ def test_a_spot_is_drawn_where_its_position_looks():
 
 def test_the_total_stays_on_any_grid():
     maps = [torch.randn(2, 1, 5, 5), torch.randn(2, 1, 3, 3)]
-    drawn = to_input(maps, torch.zeros(2, 3, 31, 17), offsets=[(-0.4, 0.3), (0.0, 0.1)])
+    drawn = to_input(maps, torch.zeros(2, 3, 31, 17), places=[
+        (Place(-0.4), Place(0.3, 0.7)), (Place(), Place(0.1, 1.2))])
     wanted = 25 * sum(one.mean((1, 2, 3)) for one in maps) / 2
     torch.testing.assert_close(drawn.sum((1, 2, 3)), wanted)
 
@@ -115,26 +159,26 @@ def test_no_offset_is_what_pytorch_does(old, new):
     mode = {"mode": "area"} if new < old else {"mode": "bilinear", "align_corners": False}
     expected = F.interpolate(maps, new, **mode)
     tiny = 1e-12  # takes the way of offsets
-    torch.testing.assert_close(resize(maps, new, (tiny, tiny)), expected)
-    torch.testing.assert_close(resize(maps, new, (), (tiny, 0.0)), expected)
+    torch.testing.assert_close(resize(maps, new, [Place(tiny)] * 2), expected)
+    torch.testing.assert_close(resize(maps, new, (), (Place(tiny), Place())), expected)
 
 
 def test_an_offset_is_a_shift():
     row = torch.arange(6.0).view(1, 1, 6)
-    shifted = resize(row, (6,), (-0.5,))  # what lies half a cell before its middle
+    shifted = resize(row, (6,), [Place(-0.5)])  # what lies half a cell before its middle
     assert shifted.flatten().tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.0]
-    back = resize(row, (6,), (), (-0.5,))
+    back = resize(row, (6,), (), [Place(-0.5)])
     assert back.flatten().tolist() == [0.0, 0.5, 1.5, 2.5, 3.5, 4.5]
-    assert resize(row, (3,), (), (-0.25,)).flatten().tolist() == pytest.approx([1 / 3, 2, 4])
+    assert resize(row, (3,), (), [Place(-0.25)]).flatten().tolist() == pytest.approx([1 / 3, 2, 4])
 
 
 def test_patterns_and_blocks_are_asked_where_positions_are():
     assert pattern((1,), (4,)).tolist() == [1, 1, -1, -1]
-    assert pattern((1,), (4,), (-0.75,)).tolist() == [1, 1, 1, -1]
+    assert pattern((1,), (4,), [Place(-0.75)]).tolist() == [1, 1, 1, -1]
     even = torch.ones(1, 1, 4)
     losses = torch.tensor([[[1.0, 0.0]]])
-    at, moved = (spread(even, even, losses=losses, offset=offset)[0, 0] for offset in
-                 ((), (-0.5,)))
+    at, moved = (spread(even, even, losses=losses, places=places)[0, 0] for places in
+                 ((), [Place(-0.5)]))
     assert (moved / moved[0])[2] > (at / at[0])[2]  # nearer to the block that matters
 
 

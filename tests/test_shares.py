@@ -247,7 +247,7 @@ def test_classes_of_a_global_layer_are_its_own(net, images, quick_fit, monkeypat
     """Logits, then a softmax: what a decision loses is read off the logits, wherever they are."""
     measured = []
 
-    def spy(maps, posterior, shares, losses, halves, offset):
+    def spy(maps, posterior, shares, losses, halves, places):
         measured.append((shares, losses))
         return maps
 
