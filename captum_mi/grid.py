@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -50,10 +51,7 @@ def on_grid(values: Tensor, positions: Sequence[int]) -> Tensor:
 
 def n_positions(positions: Sequence[int]) -> int:
     """Number of positions of a grid; the empty grid of ``(N, C)`` features has one."""
-    count = 1
-    for size in positions:
-        count *= size
-    return count
+    return math.prod(positions)
 
 
 def finest(grids: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_mi.design import check_choice
 from captum_mi.grid import Place, finest, n_positions, resize
 
 __all__ = ["Unit", "combine", "per_unit", "to_input", "zeros_for"]
@@ -22,8 +23,7 @@ def per_unit(unit: Unit) -> float:
     Raises:
         ValueError: for an unknown unit.
     """
-    if unit not in ("nats", "bits"):
-        raise ValueError(f"unit must be 'nats' or 'bits'; got {unit!r}")
+    check_choice("unit", unit, Unit)
     return 1.0 if unit == "nats" else 1 / math.log(2)
 
 

@@ -498,16 +498,15 @@ def _check_probabilities(flat: Tensor, sum_to_one: bool) -> None:
     low, high = float(flat.min()), float(flat.max())
     if low < -1e-4 or high > 1 + 1e-4:
         raise ValueError(
-            f"output='probabilities' expects values in [0, 1]; got {low:.4g} to {high:.4g}. "
-            "For logits use output='categorical' or 'bernoulli'"
+            f"'probabilities' expects values in [0, 1]; got {low:.4g} to {high:.4g}. For logits "
+            "use 'categorical' or 'bernoulli'"
         )
     if sum_to_one:
         off = float((flat.sum(-1) - 1).abs().max())
         if off > 1e-2:
             raise ValueError(
-                "output='probabilities' with several classes expects rows that sum to 1; a row "
-                f"is off by {off:.4g}. For independent labels return logits, with "
-                "output='bernoulli'"
+                "'probabilities' of several classes expects rows that sum to 1; a row is off by "
+                f"{off:.4g}. For independent labels return logits, with 'bernoulli'"
             )
 
 

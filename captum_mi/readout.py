@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +36,7 @@ def target_index(target: Any, n: int, shape: tuple[int, ...]) -> Tensor | None:
         return None
     if isinstance(target, Tensor):
         target = target.cpu()
-    size = 1
-    for length in shape:
-        size *= length
-    table = torch.arange(size).view(1, *shape).expand(n, *shape)
+    table = torch.arange(math.prod(shape)).view(1, *shape).expand(n, *shape)
     return _select_targets(table, target).reshape(n, -1)
 
 
