@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -108,24 +108,67 @@ def _set_requires_grad(parameters: list[nn.Parameter], flags: list[bool]) -> Non
             parameter.requires_grad_(flag)
 
 
+class _Drawing(threading.local):
+    """How many blocks the thread is inside of."""
+
+    depth = 0
+
+
+_drawing = _Drawing()
+_states_lock = threading.Lock()
+_shared: list[Callable[[], None]] = []  # one for each thread inside: the first puts all back
+
+
 @contextmanager
 def isolated_randomness(seed: int | None = None) -> Iterator[None]:
     """Run with global random states of its own (Python, NumPy, torch on every device).
 
+    These belong to the process: of several threads inside, the last one to leave puts back what
+    the first one found, so that none turns back what another draws from. Two that draw draw from
+    the same states.
+
     Args:
         seed: seeds them inside the block; ``None`` starts from their present values.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    outermost = _drawing.depth == 0
+    with _states_lock:
+        put_back = _random_states()
+        if outermost:
+            _shared.append(put_back)
+    _drawing.depth += 1
     try:
-        with torch.random.fork_rng(devices=list(devices)):
-            if seed is not None:
-                random.seed(seed)
-                np.random.seed(seed % 2**32)
-                torch.default_generator.manual_seed(seed)
-                if devices:  # else the seed would wait for CUDA to start, and outlive the block
-                    torch.cuda.manual_seed_all(seed)
-            yield
+        if seed is not None:
+            _seed(seed)
+        yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        _drawing.depth -= 1
+        with _states_lock:
+            if not outermost:
+                put_back()
+            elif len(_shared) == 1:
+                _shared.pop()()
+            else:
+                del _shared[1]
+
+
+def _random_states() -> Callable[[], None]:
+    """What puts the present random states back."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def put_back() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for i, state in enumerate(on_cuda):
+            torch.cuda.set_rng_state(state, i)
+
+    return put_back
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # else the seed would wait for CUDA to start, and outlive us
+        torch.cuda.manual_seed_all(seed)

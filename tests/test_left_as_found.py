@@ -412,3 +412,18 @@ def test_stale_weights_are_said_of_dataset_figures_too(net, images, quick_fit):
         net.fc.weight.add_(1)
     with pytest.warns(UserWarning, match="weights have changed"):
         attr.information([images], progress=False)
+
+
+def test_threads_leave_the_random_state_to_one_another(net, images, quick_fit):
+    """A fit of one seed is the same beside another model's maps, and all is put back."""
+    other = quick_fit(InfoBottleneckAttribution(copy.deepcopy(net), "stage1"), [images])
+    alone = quick_fit(InfoBottleneckAttribution(net, "stage2"), [images]).history.distortion
+    before = torch.get_rng_state()
+    beside = InfoBottleneckAttribution(net, "stage2")
+    with ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(quick_fit, beside, [images])
+        while not fitting.done():
+            other.attribute(images[:2], 0)
+        fitting.result()
+    assert beside.history.distortion == alone
+    assert torch.equal(torch.get_rng_state(), before)
