@@ -170,11 +170,20 @@ class InfoBottleneckAttribution(BottleneckAttribution):
     ) -> Tensor:
         """Evidence for every class from one pass, at the finest chosen layer's resolution.
 
+        Args:
+            inputs: as for ``attribute``.
+            additional_forward_args: further arguments of the model.
+            information: ``"sufficient"``, ``"general"`` or ``"redundant"``.
+            internal_batch_size: examples per forward pass. Default: all at once.
+            refine_steps: Adam steps on alpha, from what was inferred.
+            unit: ``"nats"`` or ``"bits"``.
+
         Returns:
             ``(N, classes, *positions)``: ``log q(t | .) - log r(t)`` per position, averaged over
             the layers. Classes of an output of several axes are flattened.
 
         Raises:
+            RuntimeError: before ``fit`` or ``load``.
             ValueError: if y is continuous and there is no downstream function.
         """
         formatted, _ = self._prepare(inputs, None, additional_forward_args)
@@ -244,7 +253,15 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
         refine_steps: int = 0,
         unit: Unit = "nats",
     ) -> Any:
-        """Evidence for every class, ``(N, classes, *positions)``, structured as ``attribute``."""
+        """Evidence for every class; arguments as for the input-shaped class.
+
+        Returns:
+            ``(N, classes, *positions)`` for each layer, structured as ``attribute`` does.
+
+        Raises:
+            RuntimeError: before ``fit`` or ``load``.
+            ValueError: if y is continuous and there is no downstream function.
+        """
         formatted, _ = self._prepare(inputs, None, additional_forward_args)
         question = Question(
             information, "variational", refine_steps=refine_steps, classes=True)
