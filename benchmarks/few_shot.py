@@ -1,7 +1,8 @@
 """Few-shot attribution on episodes of novel classes: localisation, and evidence for each way.
 
     python benchmarks/few_shot.py --data photographs.npz --encoder resnet18 --size 96 \
-        --weights protonet18.pt --out benchmarks/results/few_shot
+        --mean 0.48 0.45 0.40 --std 0.28 0.27 0.28 --weights protonet18.pt --explained 400 \
+        --out benchmarks/results/few_shot
 
 All methods explain the same queries for their own way. Writes ``OUT.csv`` and ``OUT.md``.
 """
