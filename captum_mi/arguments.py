@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["chunks", "copied", "has_rows", "move", "rebuilt"]
+__all__ = ["chunks", "copied", "has_rows", "move", "rebuilt", "replaced"]
 
 
 def move(value: Any, device: torch.device) -> Any:
@@ -57,3 +57,8 @@ def chunks(
 def rebuilt(value: Any, parts: Sequence[Any]) -> Any:
     """A tuple (a named one too) or list of the same kind, with other parts."""
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def replaced(inputs: tuple[Tensor, ...], i: int, x: Tensor) -> tuple[Tensor, ...]:
+    """All inputs, with another one in the place of one of them."""
+    return (*inputs[:i], x, *inputs[i + 1 :])

@@ -10,8 +10,8 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_mi.base import BottleneckAttribution
-from captum_mi.grid import Place, finest
-from captum_mi.heatmap import Unit, combine, to_input, zeros_for
+from captum_mi.grid import Place
+from captum_mi.heatmap import Unit, joined, to_input, zeros_for
 from captum_mi.question import Estimator, Information, Question, Weighting
 from captum_mi.structure import Structure
 
@@ -192,7 +192,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
         return self._maps(
             question, formatted, additional_forward_args, None,
             internal_batch_size=internal_batch_size, unit=unit,
-            finish=lambda maps, _: combine(maps, finest([tuple(one.shape[2:]) for one in maps])),
+            finish=joined,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi.arguments import chunks, copied
+from captum_mi.arguments import chunks, copied, replaced
 from captum_mi.hooks import observe
 from captum_mi.sites import Site
 
@@ -42,7 +42,7 @@ def seeing(
     turned = inputs[i].flip(tuple(range(1, inputs[i].dim())))
     before = sums_of(inputs)
     try:
-        after = sums_of((*inputs[:i], turned, *inputs[i + 1 :]))
+        after = sums_of(replaced(inputs, i, turned))
     except Exception:  # of the user's code: nothing is known
         return list(names)
     return [name for name in names if not all(map(torch.equal, before[name], after[name]))]
@@ -101,7 +101,7 @@ def _moved(
             if torch.equal(half, inputs[i]) and inputs[i].shape[axis] > 1:
                 return None
             try:
-                after = _mixed_layers(model, sites, (*inputs[:i], half, *inputs[i + 1 :]), args)
+                after = _mixed_layers(model, sites, replaced(inputs, i, half), args)
             except Exception:  # of the user's code, as of a sequence that became empty
                 return None
             centres.append({name: _centre((one - before[name]).square().sum(-1))

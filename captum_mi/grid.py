@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Place", "centres", "finest", "locals_of", "n_positions", "on_grid", "resize"]
+__all__ = [
+    "Place", "centres", "finest", "locals_of", "n_positions", "on_grid", "resize",
+    "without_offsets",
+]
 
 _FEW = 4  # channels, below which PyTorch interpolates slowly on CUDA, channels last or not
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -27,6 +30,11 @@ class Place(NamedTuple):
 
     offset: float = 0.0
     scale: float = 1.0
+
+
+def without_offsets(places: Sequence[Place]) -> tuple[Place, ...]:
+    """How far positions lie apart alone."""
+    return tuple(Place(scale=place.scale) for place in places)
 
 
 def centres(n: int, place: Place) -> Tensor:

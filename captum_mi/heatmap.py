@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from captum_mi.design import check_choice
-from captum_mi.grid import Place, finest, n_positions, resize
+from captum_mi.grid import Place, finest, n_positions, resize, without_offsets
 
-__all__ = ["Unit", "combine", "per_unit", "to_input", "zeros_for"]
+__all__ = ["Unit", "combine", "joined", "per_unit", "to_input", "zeros_for"]
 
 Unit = Literal["nats", "bits"]
 
@@ -28,7 +28,8 @@ def per_unit(unit: Unit) -> float:
 
 
 def combine(
-    maps: Sequence[Tensor], positions: Sequence[int], places: Sequence[Sequence[Place]] = ()
+    maps: Sequence[Tensor], positions: Sequence[int], places: Sequence[Sequence[Place]] = (),
+    onto: Sequence[Place] = (),
 ) -> Tensor:
     """Mean of maps ``(N, M, *positions_l)`` after resizing each to one grid, as densities.
 
@@ -36,13 +37,30 @@ def combine(
         maps: one for each layer.
         positions: of the grid.
         places: of each layer's positions (:func:`captum_mi.grid.resize`); none: without.
+        onto: of the positions of the grid; none: without.
     """
-    resized = [resize(one, positions, where)
+    resized = [resize(one, positions, where, onto)
                for one, where in zip(maps, places or [()] * len(maps))]
     total = resized[0]
     for one in resized[1:]:
         total = total + one
     return total / len(maps)
+
+
+def joined(maps: Sequence[Tensor], places: Sequence[Sequence[Place]]) -> Tensor:
+    """Mean of maps of layers on the finest of their grids.
+
+    Layers are combined as if their positions had no offsets, but as far apart as they lie, as
+    those of convolutions that leave out the edges.
+
+    Args:
+        maps: one for each layer, ``(N, M, *positions_l)``.
+        places: of each layer's positions.
+    """
+    grid = finest([tuple(one.shape[2:]) for one in maps])
+    apart = [without_offsets(of) for of in places]
+    onto = next(of for one, of in zip(maps, apart) if tuple(one.shape[2:]) == grid)
+    return combine(maps, grid, apart, onto)
 
 
 def to_input(

@@ -65,21 +65,21 @@ def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:
     raise TypeError(f"a layer is a module or a dotted name; got {type(layer).__name__}")
 
 
-def _eager(model: nn.Module) -> AbstractContextManager[Any]:
-    """Context in which compiled parts of ``model`` run eagerly: a warmed graph ignores hooks."""
+def _eager(modules: Sequence[nn.Module]) -> AbstractContextManager[Any]:
+    """Context in which those that are compiled run eagerly: a warmed graph ignores hooks."""
     compiled = any(
         "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
-        for module in modules_of(model)
+        for module in modules
     )
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
-def _layer_by_layer(model: nn.Module) -> Iterator[None]:
+def _layer_by_layer(modules: Sequence[nn.Module]) -> Iterator[None]:
     """No nested tensors between the blocks of PyTorch's own transformers, as its fast path makes
     of padded sequences: they have no grid of positions."""
     enabled = torch.backends.mha.get_fastpath_enabled()
-    if not enabled or not any(isinstance(one, nn.TransformerEncoder) for one in modules_of(model)):
+    if not enabled or not any(isinstance(one, nn.TransformerEncoder) for one in modules):
         yield
         return
     torch.backends.mha.set_fastpath_enabled(False)
@@ -242,7 +242,8 @@ def observe(
     try:
         for name in dict.fromkeys(names):
             handles.append(model.get_submodule(name).register_forward_hook(hook_of(name)))
-        with _eager(model), _layer_by_layer(model):
+        modules = modules_of(model)
+        with _eager(modules), _layer_by_layer(modules):
             yield
     finally:
         for handle in handles:

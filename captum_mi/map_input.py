@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from captum_mi.arguments import replaced
 from captum_mi.strides import ChannelAxis, channels_are_last
 
 __all__ = ["MapInput", "check_map_input", "find_map_input", "first_spatial_axis", "unmatched"]
@@ -32,7 +33,7 @@ class MapInput:
 
     def replaced(self, inputs: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
         """All inputs, with another one in its place."""
-        return (*inputs[: self.index], x, *inputs[self.index + 1 :])
+        return replaced(inputs, self.index, x)
 
 
 def find_map_input(

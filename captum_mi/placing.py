@@ -75,6 +75,8 @@ class _Seen:
 
     def look(self, features: Tensor, x: Tensor, first_axis: int, n: int) -> None:
         """Look at a few of ``n`` examples: features ``(few, C, *grid)`` of an input x."""
+        if not self.axes:
+            return
         self.grid = tuple(features.shape[2:])
         middle = _middle(features)
         if self._mixtures is None:
@@ -87,14 +89,14 @@ class _Seen:
             (_median(_along(energy, first_axis + i)) - 0.5) * length
             if length > 1 else energy.new_zeros(len(x))
             for i, length in enumerate(self.grid)
-        ], 1) if self.grid else energy.new_zeros(len(x), 0))
+        ], 1))
         for i, length in enumerate(self.grid):
             self._supports[i].append(
                 _supports(features, mixture, x, i, first_axis + i, _candidates(length)))
 
     def places(self, x: Tensor, first_axis: int) -> tuple[Place, ...]:
         """Of an input of the shape of x."""
-        if not self._beyond or not self.axes:
+        if not self._beyond:
             return (Place(),) * self.axes
         offsets = _told_from_zero(torch.cat(self._beyond))
         return tuple(

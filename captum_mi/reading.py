@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from captum_mi.graphs import Recorder
-from captum_mi.grid import Place, on_grid, resize
-from captum_mi.heatmap import combine
+from captum_mi.grid import Place, on_grid, resize, without_offsets
+from captum_mi.heatmap import joined
 from captum_mi.hooks import LayerOutput
 from captum_mi.inputs import all_finite, check_finite
 from captum_mi.later import Later
@@ -133,9 +133,7 @@ class Reader:
         witnesses = [*self._log_odds(information, self.index), *self._head_evidence()]
         posterior = position_posterior(witnesses, self._prior(information))
         if self.question.joined:
-            maps = [combine([self._aligned(site, one)
-                             for site, one in zip(self.networks.sites, maps)],
-                            posterior.shape[2:])]
+            maps = [joined(maps, [self._places_of(site) for site in self.networks.sites])]
         shares, losses, halves = (
             self._measured if self.question.weighting == "shares" else (None, None, None))
         return [spread(one, posterior, shares, losses, halves, places)
@@ -145,9 +143,12 @@ class Reader:
     def places(self) -> list[tuple[Place, ...]]:
         """Where the positions of each map lie in the input."""
         sites = (self._finest,) if self.question.joined else self.networks.sites
-        return [self.networks.places.get(site, ()) for site in sites]
+        return [self._places_of(site) for site in sites]
 
-    @property
+    def _places_of(self, site: Site) -> tuple[Place, ...]:
+        return self.networks.places.get(site, ())
+
+    @cached_property
     def _finest(self) -> Site:
         return self.networks.finest_site({
             site: site.of(self.layers) for site in self.networks.sites})
@@ -155,8 +156,8 @@ class Reader:
     def _aligned(self, site: Site, one: Tensor) -> Tensor:
         """A site's map as it is, or on the finest grid if its positions lie further apart, in
         cells, or closer together: as of convolutions that leave out the edges."""
-        own, finest = (self.networks.places.get(of, ()) for of in (site, self._finest))
-        apart, wanted = ([Place(scale=place.scale) for place in of] for of in (own, finest))
+        apart, wanted = (
+            without_offsets(self._places_of(of)) for of in (site, self._finest))
         if not apart or apart == wanted:
             return one
         return resize(one, self.z[self._finest].shape[2:], apart, wanted)
@@ -202,7 +203,7 @@ class Reader:
         finest = self._finest
         return measure(
             decision, self.first, finest, mapped, self.baselines, self.question.refine_steps,
-            self.networks.places.get(finest, ()),
+            self._places_of(finest),
         )
 
     def _values(self, i: int, site: Site, information: Read) -> Tensor:

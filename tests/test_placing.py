@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.grid import Place, centres, resize
 from captum_mi.halves import pattern
-from captum_mi.heatmap import to_input
+from captum_mi.heatmap import joined, to_input
 from captum_mi.posterior import spread
 
 
@@ -196,3 +196,23 @@ def test_redundant_is_the_difference_and_layers_are_not_moved():
                 for one in ("general", "sufficient", "redundant"))
             assert torch.equal(redundant, general - sufficient)
     assert attr.attribute(x[:3], 1).shape == (3, 1, 8, 8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_layers_are_combined_where_they_look():
+    """Position 12 of 40 and position 8 of 32 look at the same place of 64."""
+    spots = [torch.zeros(1, 1, 40), torch.zeros(1, 1, 32)]
+    spots[0][..., 12] = spots[1][..., 8] = 1.0
+    both = joined(spots, [[Place(scale=40 / 64)], [Place(scale=32 / 64)]])
+    torch.testing.assert_close(both, spots[0])
+    model = nn.Sequential(nn.Conv1d(2, 8, 25), nn.ReLU(), nn.Conv1d(8, 8, 9), nn.ReLU(),
+                          nn.Flatten(), nn.Linear(8 * 32, 3)).eval()
+    x = torch.randn(64, 2, 64)
+    attr = InfoBottleneckAttribution(model, ["1", "3"], head_layers=[])
+    attr.fit([x], 20, progress=False, bank_size=64)
+    layers = LayerInfoBottleneckAttribution(model, ["1", "3"], head_layers=[])
+    layers.fit([x], 20, progress=False, bank_size=64)
+    fine, coarse = layers.evidence(x[:3])
+    (apart,), (onto,) = ([Place(scale=n / 64)] for n in (32, 40))
+    expected = (fine + resize(coarse, (40,), [apart], [onto])) / 2
+    torch.testing.assert_close(attr.evidence(x[:3]), expected)
