@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.stages import stage_layers
+from captum_mi.probing.stages import stage_layers
 from captum_mi.visualize import panel
 
 OURS = "captum_mi"

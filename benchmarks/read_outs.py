@@ -30,15 +30,15 @@ from tqdm import tqdm
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.bottleneck import keep
 from captum_mi.grid import resize
-from captum_mi.heatmap import combine, to_input
-from captum_mi.hooks import LayerOutput, capture_only
-from captum_mi.posterior import (
+from captum_mi.maps.heatmap import combine, to_input
+from captum_mi.maps.posterior import (
     SHARPNESS,
     capacity_prior,
     position_posterior,
     sharpened,
-    spread,
 )
+from captum_mi.maps.weighting import weighted
+from captum_mi.model.hooks import LayerOutput, capture_only
 
 _AGAINST = 0.5  # weight of what speaks against a class, to 1 of what speaks for it
 POWERS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -71,12 +71,12 @@ class Parts:
 
         self.sufficient, self.general, self.expected = [], [], []
         self.odds, self.clean_odds = [], []
-        for i, site in enumerate(networks.sites + networks.head_sites):
-            clean = networks.head(i, z[site])
+        for site in networks.sites + networks.head_sites:
+            clean = networks.head(site, z[site])
             self.general.append(grid(output.evidence_for(clean, index), site))
             self.clean_odds.append(grid(output.log_odds_ratio(clean, index), site))
-            if i < len(networks.sites):
-                q = networks.head(i, networks.mean_signal(z[site], logits[site]))
+            if site in networks.sites:
+                q = networks.head(site, networks.mean_signal(z[site], logits[site]))
                 self.sufficient.append(grid(output.evidence_for(q, index), site))
                 self.odds.append(grid(output.log_odds_ratio(q, index), site))
                 self.expected.append(grid(output.kl(q), site))
@@ -130,8 +130,8 @@ def _sizes(maps: Tensor) -> Tensor:
 
 
 def by_posterior(parts: Parts, posterior: Tensor) -> list[Tensor]:
-    """Evidence spread by a posterior."""
-    return [spread(one, posterior) for one in parts.sufficient]
+    """Evidence weighted by a posterior."""
+    return [weighted(one, posterior) for one in parts.sufficient]
 
 
 @torch.no_grad()

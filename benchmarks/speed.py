@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.stages import stage_layers
+from captum_mi.probing.stages import stage_layers
 
 Call = Callable[[], object]
 

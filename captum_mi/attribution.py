@@ -11,9 +11,9 @@ from torch import Tensor
 
 from captum_mi.base import BottleneckAttribution
 from captum_mi.grid import Place
-from captum_mi.heatmap import Unit, joined, to_input, zeros_for
-from captum_mi.question import Estimator, Information, Question, Weighting
-from captum_mi.structure import Structure
+from captum_mi.maps.heatmap import Unit, joined, to_input, zeros_for
+from captum_mi.maps.question import Estimator, Information, Question, Weighting
+from captum_mi.probing.structure import Structure
 
 __all__ = ["InfoBottleneckAttribution", "LayerInfoBottleneckAttribution"]
 
@@ -108,12 +108,12 @@ class InfoBottleneckAttribution(BottleneckAttribution):
             internal_batch_size: examples per forward pass. Default: all at once.
             weighting: where the evidence for a class is shown. ``"posterior"`` weights it with
                 the probability that the class is shown at the position
-                (:func:`captum_mi.posterior.position_posterior`); the positive total, and
+                (:func:`captum_mi.maps.posterior.position_posterior`); the positive total, and
                 evidence against the class, stay. ``"shares"`` weights that with the position's
                 share in the decision, integrated gradients of its features
-                (:mod:`captum_mi.shares`), and adds what the decision loses without a block of
-                the input (:mod:`captum_mi.ablation`) and with one half or the other
-                (:mod:`captum_mi.halves`), for ``refine_steps`` of both.
+                (:mod:`captum_mi.maps.shares`), and adds what the decision loses without a block of
+                the input (:mod:`captum_mi.maps.ablation`) and with one half or the other
+                (:mod:`captum_mi.maps.halves`), for ``refine_steps`` of both.
                 ``"none"`` leaves the log ratio at each position as it is. Default, for the
                 variational evidence of a class, ``"posterior"``, and with ``refine_steps``
                 ``"shares"``; else ``"none"``.

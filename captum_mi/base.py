@@ -22,37 +22,37 @@ from captum.attr._utils.common import _format_input_baseline, _validate_input
 from torch import Tensor, nn
 
 from captum_mi import checkpoint, ranks
-from captum_mi.arguments import chunks, move, rebuilt
-from captum_mi.batches import Data, batches
 from captum_mi.bottleneck import logit_of
-from captum_mi.dataset import Estimate, dataset_rows, estimates
-from captum_mi.design import CriticKind, Design, InferenceKind, MarginalKind, Noise
-from captum_mi.fit import Fit
-from captum_mi.fitting import fit_networks
+from captum_mi.fitting.fit import Fit
+from captum_mi.fitting.fit_networks import fit_networks
+from captum_mi.fitting.history import History
+from captum_mi.fitting.settings import Settings
 from captum_mi.grid import Place
-from captum_mi.heatmap import Unit, per_unit
-from captum_mi.history import History
-from captum_mi.hooks import OnRepeat
-from captum_mi.inputs import check_inputs, check_types
-from captum_mi.map_input import unmatched
-from captum_mi.modules import device_of, dtype_of
-from captum_mi.named import Layers, Named
+from captum_mi.maps.alpha_refinement import shared_noise
+from captum_mi.maps.heatmap import Unit, per_unit
+from captum_mi.maps.information import Estimate, dataset_rows, estimates
+from captum_mi.maps.question import Estimator, Information, Question, Weighting
+from captum_mi.maps.reading import Reader
+from captum_mi.maps.readout import Readout, target_index
+from captum_mi.model.arguments import chunks, move, rebuilt
+from captum_mi.model.batches import Data, batches
+from captum_mi.model.hooks import OnRepeat
+from captum_mi.model.inputs import check_inputs, check_types
+from captum_mi.model.modules import device_of, dtype_of
+from captum_mi.model.passes import Passes
+from captum_mi.model.precision import full_precision
+from captum_mi.model.preserve import evaluation_mode, isolated_randomness
+from captum_mi.model.weights import WeightWatch, check_shapes, fingerprint, shapes
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind, PredictionKind
-from captum_mi.passes import Passes
-from captum_mi.precision import full_precision
-from captum_mi.preserve import evaluation_mode, isolated_randomness
+from captum_mi.probing.design import CriticKind, Design, InferenceKind, MarginalKind, Noise
+from captum_mi.probing.map_input import unmatched
+from captum_mi.probing.named import Layers, Named
+from captum_mi.probing.sites import layers_of
+from captum_mi.probing.strides import ChannelAxis
+from captum_mi.probing.structure import Structure
 from captum_mi.progress import bar
-from captum_mi.question import Estimator, Information, Question, Weighting
-from captum_mi.reading import Reader
-from captum_mi.readout import Readout, target_index
-from captum_mi.refinement import shared_noise
-from captum_mi.settings import Settings
-from captum_mi.sites import layers_of
-from captum_mi.strides import ChannelAxis
-from captum_mi.structure import Structure
 from captum_mi.warn import warn
-from captum_mi.weights import WeightWatch, check_shapes, fingerprint, shapes
 
 __all__ = ["BottleneckAttribution"]
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from captum_mi.batches import Batch
-from captum_mi.modules import device_of
-from captum_mi.preserve import evaluation_mode
+from captum_mi.model.batches import Batch
+from captum_mi.model.modules import device_of
+from captum_mi.model.preserve import evaluation_mode
 
 __all__ = ["Draw", "Episode", "EpisodeLoader", "EpisodeSampler", "PrototypicalNetwork",
            "prototypes_of"]

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from captum_mi.bottleneck import capacity, inject_noise, keep
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic, mlp
-from captum_mi.design import Design
 from captum_mi.grid import locals_of, n_positions, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
 from captum_mi.moments import Moments
 from captum_mi.outputs import make_output
-from captum_mi.sites import Site
-from captum_mi.structure import Structure
+from captum_mi.probing.design import Design
+from captum_mi.probing.sites import Site
+from captum_mi.probing.structure import Structure
 
 __all__ = ["LOCALS", "Bank", "Locals", "Networks"]
 
@@ -173,29 +173,32 @@ class Networks(nn.Module):
 
         return {site: injection(site) for site in self.noised_sites}
 
-    def head(self, i: int, z: Tensor) -> Tensor:
-        """Parameters ``(N, P, head_size)`` of ``q(y | x')`` from features of site ``i``.
-
-        The sites where noise is injected come first, those with a head alone after them.
-        """
-        out: Tensor = self.heads[i](locals_of(z))
+    def head(self, site: Site, z: Tensor) -> Tensor:
+        """Parameters ``(N, P, head_size)`` of ``q(y | x')`` from features of a site."""
+        head = self.heads[(self.sites + self.head_sites).index(site)]
+        out: Tensor = head(locals_of(z))
         return out
 
-    def critic(self, i: int) -> Critic:
-        """The InfoMax critic of site ``i``."""
-        return self.critics[i]  # type: ignore[return-value]
+    def critic(self, site: Site) -> Critic:
+        """The InfoMax critic of a site."""
+        return self.critics[self.sites.index(site)]  # type: ignore[return-value]
 
     def global_input(self, raw: Tensor) -> Tensor:
         """Standardised coordinates ``(N, size)`` of y for the critics."""
         return self.global_moments.standardise(self.output.critic_input(raw))
 
-    def bank(self, i: int) -> Bank:
-        """The reference bank of site ``i``."""
-        return self.banks[i]  # type: ignore[return-value]
+    def bank(self, site: Site) -> Bank:
+        """The reference bank of a site."""
+        return self.banks[self.sites.index(site)]  # type: ignore[return-value]
 
-    def pointwise_information(self, i: int, z: Tensor, y: Tensor, kind: Locals) -> Tensor:
-        """InfoMax: ``(N, P)`` pointwise information of site ``i``'s locals and raw y, in nats."""
-        critic, bank = self.critic(i), self.bank(i)
+    @property
+    def bank_sizes(self) -> list[int]:
+        """Locals in each site's bank; none for a fit without critics."""
+        return [len(self.bank(site)) for site in self.sites] if len(self.banks) else []
+
+    def pointwise_information(self, site: Site, z: Tensor, y: Tensor, kind: Locals) -> Tensor:
+        """InfoMax: ``(N, P)`` pointwise information of a site's locals and raw y, in nats."""
+        critic, bank = self.critic(site), self.bank(site)
         global_ = critic.embed_global(self.global_input(y))
         positive = critic.paired(critic.embed_local(locals_of(z)), global_[:, None])
         negatives = bank.logsumexp(critic, global_, kind)

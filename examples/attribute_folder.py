@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import View
+from captum_mi.model.weights import fingerprint
 from captum_mi.visualize import overlay
-from captum_mi.weights import fingerprint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

@@ -5,8 +5,7 @@ import torch
 from captum.attr import FeatureAblation
 
 from captum_mi import LayerInfoBottleneckAttribution
-from captum_mi.ablation import ablated, block_counts, block_losses
-from captum_mi.posterior import spread
+from captum_mi.maps.ablation import ablated, block_counts, block_losses
 
 
 @pytest.mark.parametrize(
@@ -42,25 +41,6 @@ def test_losses_are_what_captum_finds_for_a_mask_of_the_blocks(net, images):
         mask = (3 * rows[:, None] + rows)[None, None]
         truth = FeatureAblation(log_p).attribute(x, 0.3, target=2, feature_mask=mask)
     torch.testing.assert_close(losses, truth[:, :1, ::4, ::4], rtol=1e-4, atol=1e-6)
-
-
-def test_blocks_that_harm_rank_last():
-    """Evidence, posterior and shares are even: the losses alone tell blocks apart."""
-    even = torch.ones(1, 1, 4, 4)
-    losses = torch.tensor([[[[6.0, 0.0], [0.0, -6.0]]]])
-    result = spread(even, even, even, losses)[0, 0]
-    assert result[0, 0] > 1.5 > result[0, 3] > 0.5 > result[3, 3]
-    assert result.abs().sum().item() == pytest.approx(16, rel=1e-5)
-    nowhere = torch.zeros(1, 1, 4, 4)
-    nowhere[..., 0, 0] = 1
-    assert spread(even, nowhere, even, losses)[0, 0, 3, 3] < 0
-
-
-@pytest.mark.parametrize("losses", [torch.zeros(1, 1, 2, 2), torch.full((1, 1, 1, 1), 5.0)])
-def test_blocks_that_tell_nothing_change_nothing(losses):
-    evidence, posterior, shares = torch.rand(3, 1, 1, 4, 4)
-    torch.testing.assert_close(
-        spread(evidence, posterior, shares, losses), spread(evidence, posterior, shares))
 
 
 def test_baselines_take_the_place_of_blocks(fitted, images):

@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_mi import Batch, InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.bottleneck import inject_noise
-from captum_mi.refinement import refine_alpha, shared_noise
+from captum_mi.maps.alpha_refinement import refine_alpha, shared_noise
 
 INFORMATION = ("sufficient", "general", "redundant")
 
@@ -465,10 +465,10 @@ def test_refinement_lowers_the_objective_of_each_example(fitted, images):
             logits = networks.spread(alpha_map, z)
             second = passes.second((images,), (), networks.injections(logits, noise))
             terms = []
-            for i, site in enumerate(networks.sites):
+            for site in networks.sites:
                 noised = inject_noise(z[site], logits[site], noise[site])
                 size = networks.capacity(z, logits)[site].flatten(1).mean(1)
-                terms.append(networks.output.kl(networks.head(i, noised)).mean(1) + size)
+                terms.append(networks.output.kl(networks.head(site, noised)).mean(1) + size)
             return networks.output.distortion(first.prediction, second.prediction) + (
                 beta2 * torch.stack(terms).mean(0))
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.batches import Batch
-from captum_mi.weights import _as_stored
+from captum_mi.model.batches import Batch
+from captum_mi.model.weights import _as_stored
 
 
 def test_attribute_before_fit(net, images):

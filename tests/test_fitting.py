@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.example_keys import example_bits, example_keys
-from captum_mi.filling import even_rows
+from captum_mi.fitting.example_keys import example_bits, example_keys
+from captum_mi.fitting.filling import even_rows
+from captum_mi.fitting.multiplier import Multiplier
 from captum_mi.grid import locals_of
-from captum_mi.hooks import capture_only
 from captum_mi.metrics import pointing
-from captum_mi.multiplier import Multiplier
+from captum_mi.model.hooks import capture_only
 
 
 class Quadrants(nn.Module):
@@ -299,8 +299,8 @@ def test_the_bank_has_locals_of_every_kind_that_is_scored(net, images, quick_fit
         kinds = {"clean": z, "mean": 0.2 * z, "noised": 0.2 * z + 0.8 * torch.randn_like(z)}
         torch.testing.assert_close(networks.mean_signal(z, logit), kinds["mean"])
         for kind, features in kinds.items():
-            embedded = networks.critic(0).embed_local(locals_of(features)).flatten(0, 1)
-            bank = networks.bank(0).get_buffer(kind)
+            embedded = networks.critic(site).embed_local(locals_of(features)).flatten(0, 1)
+            bank = networks.bank(site).get_buffer(kind)
             assert (bank.std(0) / embedded.std(0)).log().abs().mean() < 0.1
 
 

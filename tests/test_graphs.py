@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from captum_mi import InfoBottleneckAttribution, fitting, graphs
-from captum_mi.graphs import Recorder
+from captum_mi.model.graphs import Recorder
 
 NOTHING = torch.nn.Module()  # that work reads beside its tensors
 

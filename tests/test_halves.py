@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from captum_mi.ablation import block_losses
-from captum_mi.halves import half_contrasts, pattern, sequencies, walsh
-from captum_mi.posterior import spread
+from captum_mi.maps.ablation import block_losses
+from captum_mi.maps.halves import half_contrasts, pattern, sequencies, walsh
 
 
 @pytest.mark.parametrize("size", [2, 4, 16])
@@ -79,23 +78,6 @@ def test_baselines_of_words_and_of_rows_take_the_place_of_a_half():
     half_contrasts(log_p, torch.zeros(2), words, baselines, 1, 1, (4,))
     assert seen == [[[1, 2, 0, 0], [5, 6, 9, 9]], [[0, 0, 3, 4], [9, 9, 7, 8]]]
 
-
-def test_halves_tell_apart_what_else_is_even():
-    even = torch.ones(1, 1, 4, 4)
-    halves = pattern((1, 0), (4, 4))[None, None].expand(1, 8, 4, 4)
-    result = spread(even, even, even, torch.zeros(1, 1, 1, 1), halves)[0, 0]
-    assert result[:2].min() > 1 > result[2:].max()
-    assert result.abs().sum().item() == pytest.approx(16, rel=1e-5)
-    fewer = spread(even, even, even, torch.zeros(1, 1, 1, 1), halves[:, :1])[0, 0]
-    assert result[0, 0] > fewer[0, 0] > 1
-
-
-@pytest.mark.parametrize("halves", [torch.zeros(1, 0, 4, 4), torch.zeros(1, 3, 4, 4)])
-def test_halves_that_tell_nothing_change_nothing(halves):
-    evidence, posterior, shares, losses = torch.rand(4, 1, 1, 4, 4)
-    torch.testing.assert_close(
-        spread(evidence, posterior, shares, losses, halves),
-        spread(evidence, posterior, shares, losses))
 
 
 def test_steps_beyond_nine_are_pairs_of_halves(fitted, images):

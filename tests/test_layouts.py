@@ -13,9 +13,9 @@ from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.video import SwinTransformer3d
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.sites import find_sites
-from captum_mi.stages import stage_layers
-from captum_mi.strides import channels_are_last
+from captum_mi.probing.sites import find_sites
+from captum_mi.probing.stages import stage_layers
+from captum_mi.probing.strides import channels_are_last
 
 
 class Rearranged(nn.Module):

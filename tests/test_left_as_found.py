@@ -14,8 +14,8 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.modules import held_by, modules_of
-from captum_mi.preserve import evaluation_mode
+from captum_mi.model.modules import held_by, modules_of
+from captum_mi.model.preserve import evaluation_mode
 
 
 class Counting(nn.Module):

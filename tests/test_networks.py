@@ -12,9 +12,9 @@ from captum_mi.bounds import donsker_varadhan, info_nce
 from captum_mi.critics import ConcatenatedCritic, SeparableCritic
 from captum_mi.grid import _as_one_image, finest, locals_of, resize
 from captum_mi.inference import FixedAlpha, InferenceNetwork
+from captum_mi.maps.readout import target_index
 from captum_mi.moments import Moments, StreamingMoments
 from captum_mi.outputs import BernoulliOutput, CategoricalOutput, GaussianOutput, make_output
-from captum_mi.readout import target_index
 
 
 def test_streaming_moments_equal_those_of_all_data_at_once():

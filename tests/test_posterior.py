@@ -4,8 +4,8 @@ import torch
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.grid import resize
-from captum_mi.hooks import capture_only
-from captum_mi.posterior import capacity_prior, position_posterior, spread
+from captum_mi.maps.posterior import capacity_prior, position_posterior
+from captum_mi.model.hooks import capture_only
 
 
 def test_the_posterior_finds_the_position_that_shows_the_class():
@@ -49,63 +49,6 @@ def test_layers_of_other_grids_are_resized_and_extremes_stay_finite():
     assert torch.isfinite(nothing_passes).all()
 
 
-def test_spreading_a_map_by_hand():
-    maps = torch.tensor([[[2.0, 1.0, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
-    posterior = torch.tensor([[[0.1, 0.2, 0.6, 0.1]]]).expand(2, 1, 4)
-    cubes = 0.1**3 + 0.2**3 + 0.6**3 + 0.1**3
-    weight = [0.95 * p**3 / cubes + 0.05 / 4 for p in (0.1, 0.2)]
-    parts = [2 * weight[0], 1 * weight[1]]
-    moved = [3 * part / sum(parts) for part in parts]
-    expected = torch.tensor([[[*moved, -1.0, 0.0]], [[-1.0, -2.0, -3.0, -4.0]]])
-    torch.testing.assert_close(spread(maps, posterior), expected)
-    torch.testing.assert_close(spread(maps, 3 * posterior), expected)
-    nowhere = torch.zeros(2, 1, 4)
-    torch.testing.assert_close(spread(maps, nowhere), maps)
-
-
-def test_evidence_goes_where_the_shares_are_and_its_total_stays():
-    maps = torch.randn(5, 1, 4, 4)
-    shares = torch.zeros(5, 1, 4, 4)
-    shares[:, :, 1, 2], shares[:, :, 3, 0] = 30.0, -20.0
-    moved = spread(maps, torch.ones(5, 1, 4, 4), shares)
-    assert (moved.flatten(1).argmax(1) == 6).all()
-    change = moved - maps.clamp_max(0)  # evidence against the class stays
-    torch.testing.assert_close(change.abs().sum((1, 2, 3)), maps.clamp_min(0).sum((1, 2, 3)))
-    assert (change[:, :, 3, 0] < 0).all()
-    assert (change >= 0).flatten(1).sum(1).eq(15).all()
-
-
-def test_shares_of_a_hundredth_of_a_nat_change_next_to_nothing():
-    maps, posterior = torch.randn(5, 1, 4, 4), torch.rand(5, 1, 4, 4)
-    shares = torch.randn(5, 1, 4, 4)
-    shares *= 0.01 / shares.abs().sum((2, 3), keepdim=True)
-    change = spread(maps, posterior, shares) - spread(maps, posterior)
-    assert change.abs().max() < 0.02 * maps.abs().sum((2, 3)).max()
-    torch.testing.assert_close(spread(maps, posterior, 0 * shares), spread(maps, posterior))
-
-
-def test_shares_on_a_coarser_grid_weigh_the_same():
-    maps, posterior = torch.rand(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
-    coarse = torch.rand(2, 1, 2, 2)
-    fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
-    torch.testing.assert_close(spread(maps, posterior, fine), spread(maps, posterior, coarse))
-
-
-def test_no_evidence_stays_none():
-    nothing = torch.zeros(2, 1, 6)
-    assert torch.equal(spread(nothing, torch.rand(2, 1, 6)), nothing)
-    assert torch.equal(spread(nothing, torch.rand(2, 1, 6), torch.rand(2, 1, 6)), nothing)
-
-
-def test_a_class_without_evidence_shows_what_it_loses():
-    """What the model says for want of others: evidence is nowhere, but two blocks are needed."""
-    nothing, uniform = torch.full((2, 1, 3), -0.1), torch.ones(2, 1, 3)
-    losses = torch.tensor([[[0.0, 2.0, 1.0]], [[-1.0, 0.0, -3.0]]])
-    moved = spread(nothing, uniform, 0 * uniform, losses) - nothing
-    torch.testing.assert_close(moved[0], torch.tensor([[0.0, 4 / 3, 2 / 3]]))
-    assert torch.equal(moved[1], 0 * nothing[1])
-
-
 def test_the_prior_is_uniform_for_a_uniform_alpha_and_falls_with_it():
     logits = torch.linspace(-50, 50, 11).view(11, 1, 1, 1).expand(-1, -1, 3, 4)
     prior = capacity_prior(logits)
@@ -130,7 +73,7 @@ def test_the_map_of_a_class_by_hand(net, images, quick_fit):
     log_r = networks.output.log_marginal[target].double()
 
     def log_q(i, features, site):
-        evidence = networks.output.evidence(networks.head(i, features))[..., target].double()
+        evidence = networks.output.evidence(networks.head(site, features))[..., target].double()
         return evidence[:, None].unflatten(2, z[site].shape[2:]) + log_r
 
     odds, maps = torch.zeros(32, 1, 12, 12).double(), torch.zeros(32, 1, 12, 12).double()

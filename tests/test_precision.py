@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.passes import Passes
-from captum_mi.precision import full_precision
+from captum_mi.model.passes import Passes
+from captum_mi.model.precision import full_precision
 
 
 def autocast(dtype):

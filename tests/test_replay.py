@@ -10,10 +10,10 @@ import torchvision
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.batches import Batch
-from captum_mi.example_keys import example_keys
-from captum_mi.remember import _keys, _of_rows
-from captum_mi.replay import Replay
+from captum_mi.fitting.example_keys import example_keys
+from captum_mi.fitting.remember import _keys, _of_rows
+from captum_mi.model.batches import Batch
+from captum_mi.model.replay import Replay
 
 
 class Awkward(nn.Module):

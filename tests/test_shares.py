@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.readout import Readout
-from captum_mi.replay import Replay
-from captum_mi.shares import LEVELS, Decision
+from captum_mi.maps.readout import Readout
+from captum_mi.maps.shares import LEVELS, Decision
+from captum_mi.model.replay import Replay
 
 
 @pytest.fixture
@@ -247,11 +247,11 @@ def test_classes_of_a_global_layer_are_its_own(net, images, quick_fit, monkeypat
     """Logits, then a softmax: what a decision loses is read off the logits, wherever they are."""
     measured = []
 
-    def spy(maps, posterior, shares, losses, halves, places):
-        measured.append((shares, losses))
-        return maps
+    def spy(evidence, posterior, found, places):
+        measured.append(found)
+        return evidence
 
-    monkeypatch.setattr("captum_mi.reading.spread", spy)
+    monkeypatch.setattr("captum_mi.maps.reading.weighted", spy)
     for model, prefix, options in (
         (nn.Sequential(net, nn.Softmax(1)), "0.", {"global_layer": "0", "output": "categorical"}),
         (net, "", {}),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from captum_mi.hooks import capture, replace_output
+from captum_mi.model.hooks import capture, replace_output
 from peers.method import Method, per_channel
 
 _MIN_STD, _ACTIVE = 0.01, 0.01

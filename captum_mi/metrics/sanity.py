@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_mi.preserve import isolated_randomness
+from captum_mi.model.preserve import isolated_randomness
 
 __all__ = ["Cascade", "cascading_randomization", "structural_similarity"]
 

@@ -5,7 +5,7 @@ fitting data is, and how far the predictions of two passes are from each other.
 """
 
 from captum_mi.outputs.bernoulli import BernoulliOutput
-from captum_mi.outputs.categorical import CategoricalOutput, categorical_log_odds_ratio
+from captum_mi.outputs.categorical import CategoricalOutput
 from captum_mi.outputs.gaussian import GaussianOutput
 from captum_mi.outputs.kinds import (
     OutputKind,
@@ -23,7 +23,6 @@ __all__ = [
     "Output",
     "OutputKind",
     "PredictionKind",
-    "categorical_log_odds_ratio",
     "make_output",
     "make_prediction",
     "resolve_kind",

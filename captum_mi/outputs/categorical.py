@@ -12,28 +12,11 @@ from torch import Tensor
 from captum_mi.bounds import categorical_kl
 from captum_mi.outputs.output import Output, check_probabilities, check_range, gather
 
-__all__ = ["CategoricalOutput", "categorical_log_odds_ratio"]
+__all__ = ["CategoricalOutput"]
 
 _LOG_FLOOR = -20.0
 _LARGEST_LOGIT = 80.0  # exp of it is finite
 _MAX_JOINT = 16384  # numbers of an output of several axes that are classes of one categorical
-
-
-def categorical_log_odds_ratio(scores: Tensor, log_r: Tensor, index: Tensor) -> Tensor:
-    """Log odds ratio of classes ``(N, S)``, taken together: ``(N, P)``.
-
-    What the other classes have in all is added up, so that nothing is lost where that is little.
-
-    Args:
-        scores: ``log q - log r`` up to a constant for each position, ``(N, P, K)``.
-        log_r: the marginal, ``(K,)``.
-        index: classes.
-    """
-    others = log_r.expand(len(index), -1).scatter(1, index, -math.inf)
-    prior = log_r[index].logsumexp(1) - others.logsumexp(1)
-    in_favour = (gather(scores, index) + log_r[index][:, None]).logsumexp(-1)
-    ratio = in_favour - (scores + others[:, None]).logsumexp(-1) - prior[:, None]
-    return ratio.masked_fill(others.isneginf().all(1, keepdim=True), 0.0)  # there is no other
 
 
 class CategoricalOutput(Output):
@@ -103,7 +86,13 @@ class CategoricalOutput(Output):
         return together - normaliser
 
     def log_odds_ratio(self, parameters: Tensor, index: Tensor) -> Tensor:
-        return categorical_log_odds_ratio(parameters, self.log_marginal, index)
+        # What the others have in all is added up: nothing is lost where that is little.
+        log_r = self.log_marginal
+        others = log_r.expand(len(index), -1).scatter(1, index, -math.inf)
+        prior = log_r[index].logsumexp(1) - others.logsumexp(1)
+        in_favour = (gather(parameters, index) + log_r[index][:, None]).logsumexp(-1)
+        ratio = in_favour - (parameters + others[:, None]).logsumexp(-1) - prior[:, None]
+        return ratio.masked_fill(others.isneginf().all(1, keepdim=True), 0.0)  # there is no other
 
     def _normalised(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``a`` with mean 0 under r, ``(..., size)``, and ``log sum r exp(a)``, ``(...)``.

@@ -1,0 +1,122 @@
+"""Fitting: look at the model, survey the data, train the networks, fill the banks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from captum_mi import ranks
+from captum_mi.fitting.filling import fill_bank
+from captum_mi.fitting.fit import Fit, networks_for
+from captum_mi.fitting.remember import FirstPasses
+from captum_mi.fitting.settings import Settings
+from captum_mi.fitting.survey import survey
+from captum_mi.fitting.training import train
+from captum_mi.model.batches import Batch, Data, explained_calls
+from captum_mi.model.graphs import Recorder
+from captum_mi.model.modules import device_of
+from captum_mi.model.precision import chosen_amp, full_precision
+from captum_mi.model.preserve import evaluation_mode, isolated_randomness
+from captum_mi.model.weights import WeightWatch
+from captum_mi.probing.design import Design
+from captum_mi.probing.map_input import check_map_input
+from captum_mi.probing.named import Named
+from captum_mi.probing.placing import places_of
+from captum_mi.probing.probe import probe
+from captum_mi.probing.structure import Structure
+
+__all__ = ["fit_networks"]
+
+_MOST_STEPS = 2  # graphs of steps that are kept: of whole batches, and of the last one
+_MOST_BYTES = 2**40  # of a batch: a step is recorded whatever its size
+
+
+def fit_networks(
+    model: nn.Module,
+    base: nn.Module | None,
+    named: Named,
+    design: Design,
+    alpha: Tensor | None,
+    downstream: Callable[..., Tensor] | None,
+    data: Data,
+    settings: Settings,
+    check: Callable[[Structure], None],
+) -> Fit:
+    """Fit, in eval mode and in full precision, and leave the model as it was.
+
+    Args:
+        model: the model, whose parameters stay as they are.
+        base: a copy of it that is trained too, if any.
+        named: the layers that the user named.
+        design: the user's choices.
+        alpha: set by hand; ``None`` to infer it.
+        downstream: function from representations and additional forward arguments to logits.
+        data: what to fit on.
+        settings: how to train.
+        check: raises where what was found in the model is not what maps need.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "the model was made under torch.inference_mode(), so that nothing that passes it can "
+            "have gradients; make it outside, or pass copy.deepcopy(model), made outside"
+        )
+    trained, amp = model if base is None else base, chosen_amp(model, settings.amp)
+    with ExitStack() as stack:
+        walk = stack.enter_context(data.walks(device_of(model)))
+        stack.enter_context(isolated_randomness(settings.seed))
+        for module in (model, base, downstream):
+            if isinstance(module, nn.Module):
+                stack.enter_context(evaluation_mode(module))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(full_precision(model))
+        first = next(walk())
+        if design.map_input is not None:
+            check_map_input(design.map_input, len(first.inputs))
+        with explained_calls(first):
+            found = probe(trained, first, design, named, downstream)
+            check(found)
+        structure = _placed(found, trained, design, downstream, first)
+        bank_sizes = [settings.bank_size] * len(structure.sites) if settings.beta1 else []
+        networks = networks_for(trained, design, structure, alpha, bank_sizes)
+        passes = structure.passes(trained, design.on_repeat, downstream, amp)
+        teacher = None
+        if base is not None:
+            teacher = structure.passes(model, design.on_repeat, downstream, amp)
+        recorder = None
+        if _records_steps(model, base):
+            recorder = Recorder(may_wait=True, most=_MOST_STEPS, most_bytes=_MOST_BYTES)
+        remembers = structure.resumes and base is None and recorder is None
+        firsts = FirstPasses(
+            passes, networks.noised_sites, settings.cache_bytes if remembers else 0,
+            data.n_batches)
+        surveyed = survey(firsts, networks, walk, settings)
+        if base is not None:
+            for parameter in base.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+        history, beta2 = train(firsts, networks, walk, surveyed, settings, teacher, recorder)
+        fill_bank(firsts, networks, walk, surveyed, settings)
+    networks.requires_grad_(False)
+    return Fit(structure, networks, beta2, history, WeightWatch(trained), base)
+
+
+def _placed(
+    structure: Structure, model: nn.Module, design: Design,
+    downstream: Callable[..., Tensor] | None, batch: Batch,
+) -> Structure:
+    """The structure, with where positions lie in the input that maps belong to, if any."""
+    if structure.mapped is None:
+        return structure
+    passes = structure.passes(model, design.on_repeat, downstream, None)
+    sites = structure.sites + structure.head_sites
+    found = places_of(passes, sites, batch, structure.mapped)
+    return dataclasses.replace(structure, places=found)
+
+
+def _records_steps(model: nn.Module, base: nn.Module | None) -> bool:
+    """Whether steps are recorded: on CUDA, alone, for a model that stays as it is."""
+    return device_of(model).type == "cuda" and base is None and ranks.world() == 1

@@ -1,0 +1,70 @@
+"""The user's choices, which are saved with a fit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from captum_mi.model.hooks import OnRepeat
+from captum_mi.outputs import OutputKind, PredictionKind
+from captum_mi.probing.strides import ChannelAxis
+
+__all__ = ["CriticKind", "Design", "InferenceKind", "MarginalKind", "Noise", "check_choice"]
+
+Noise = Literal["matched", "standard"]
+InferenceKind = Literal["conv", "mlp"]
+CriticKind = Literal["separable", "concatenated"]
+MarginalKind = Literal["data", "uniform"]
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise ``ValueError`` if a value is not among the choices of a ``Literal`` type."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {get_args(choices)}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Design:
+    """The choices that shape the networks.
+
+    See :class:`captum_mi.InfoBottleneckAttribution` for what each one means.
+    """
+
+    noise: Noise
+    inference: InferenceKind
+    critic: CriticKind
+    head_hidden: tuple[int, ...]
+    critic_hidden: tuple[int, ...]
+    output: OutputKind | None
+    prediction: PredictionKind | None
+    marginal: MarginalKind
+    on_repeat: OnRepeat
+    map_input: int | None
+    channel_axis: ChannelAxis | None
+    input_channel_axis: ChannelAxis | None
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("noise", Noise),
+            ("inference", InferenceKind),
+            ("critic", CriticKind),
+            ("marginal", MarginalKind),
+            ("on_repeat", OnRepeat),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        for name, optional in (
+            ("output", OutputKind),
+            ("prediction", PredictionKind),
+            ("channel_axis", ChannelAxis),
+            ("input_channel_axis", ChannelAxis),
+        ):
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), optional)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Design:
+        hidden = {name: tuple(values[name]) for name in ("head_hidden", "critic_hidden")}
+        return cls(**{**values, **hidden})

@@ -1,0 +1,179 @@
+"""Which layers see an input, and whether their positions are the input's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_mi.model.arguments import chunks, copied, replaced
+from captum_mi.model.hooks import observe
+from captum_mi.probing.sites import Site
+
+__all__ = ["following", "seeing"]
+
+_EXAMPLES = 8  # at most, to find out
+_ASTRAY = 2  # times what changes may lie further on along other axes, as by chance
+_MOVED = 0.005  # of the grid: what changes must lie so much further on, at least
+_MOVED_ALONE = 0.05  # the same for a single axis, with no other to compare it with
+
+
+@torch.no_grad()
+def seeing(
+    model: nn.Module, names: Sequence[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...],
+    i: int,
+) -> list[str]:
+    """Which layers return something else when input ``i`` is turned round."""
+
+    def sums_of(given: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
+        seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+        def note(name: str, output: Any) -> None:
+            rows = (output[0] if isinstance(output, tuple) else output).flatten(1).double()
+            places = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
+            seen[name].append(rows @ places.cos())
+
+        with observe(model, names, note):
+            model(*copied(given), *copied(args))
+        return seen
+
+    turned = inputs[i].flip(tuple(range(1, inputs[i].dim())))
+    before = sums_of(inputs)
+    try:
+        after = sums_of(replaced(inputs, i, turned))
+    except Exception:  # of the user's code: nothing is known
+        return list(names)
+    return [name for name in names if not all(map(torch.equal, before[name], after[name]))]
+
+
+@torch.no_grad()
+def following(
+    model: nn.Module, sites: Mapping[str, Site], inputs: tuple[Tensor, ...],
+    args: tuple[Any, ...], map_input: int | None = None,
+) -> list[str]:
+    """Layers whose positions follow those of an input.
+
+    The first or the last half of the input along one of its axes is turned round. If what changes
+    in a layer lies further on along its first axis of positions, and hardly along others, as the
+    half of one of the input's axes does, and so on for its next axis and the input's next, then
+    positions are places in the input. Weights, tables, hidden units and matrices of
+    attention do not follow. Inputs with fewer axes tell nothing, nor do those that turning round
+    leaves as they are, or that the model cannot take then: all layers pass.
+
+    Args:
+        model: the model, in eval mode.
+        sites: layer -> its features, all with the same number of position axes; each layer runs
+            once.
+        inputs: one batch.
+        args: additional forward arguments.
+        map_input: index of the input; ``None`` for any.
+    """
+    few, args, _ = next(chunks(inputs, args, None, _EXAMPLES))
+    count = max((site.position_axes for site in sites.values()), default=0)
+    chosen = range(len(few)) if map_input is None else [map_input]
+    telling = [i for i in chosen if few[i].dim() > count]
+    found: set[str] = set()
+    before = _mixed_layers(model, sites, few, args)
+    for i in telling:
+        moved = _moved(model, sites, few, args, i, before)
+        if moved is None:
+            return list(sites)
+        found |= {name for name, one in moved.items()
+                  if _follows(one, tuple(before[name].shape[1:-1]))}
+    return [name for name in sites if name in found or not telling]
+
+
+def _moved(
+    model: nn.Module, sites: Mapping[str, Site], inputs: tuple[Tensor, ...],
+    args: tuple[Any, ...], i: int, before: dict[str, Tensor],
+) -> dict[str, Tensor] | None:
+    """How much further on along each of a layer's axes what changes lies, if it is the last half
+    of an input's axis instead of the first: ``(axes of the input, axes of the layer)``.
+
+    ``None`` if a half is the same when it is turned round, or the model cannot take it.
+    """
+    moved: dict[str, list[Tensor]] = {name: [] for name in before}
+    for axis in range(1, inputs[i].dim()):
+        centres = []
+        for half in _halves_turned(inputs[i], axis):
+            if torch.equal(half, inputs[i]) and inputs[i].shape[axis] > 1:
+                return None
+            try:
+                after = _mixed_layers(model, sites, replaced(inputs, i, half), args)
+            except Exception:  # of the user's code, as of a sequence that became empty
+                return None
+            centres.append({name: _centre((one - before[name]).square().sum(-1))
+                            for name, one in after.items() if name in before})
+        first, last = centres
+        for name in first.keys() & last.keys():
+            moved[name].append(last[name] - first[name])
+    return {name: torch.stack(one) for name, one in moved.items()
+            if len(one) == inputs[i].dim() - 1}
+
+
+def _halves_turned(x: Tensor, axis: int) -> Iterator[Tensor]:
+    """The first half of an axis turned round, and examples with it; the last half."""
+    turned = x.flip(tuple(range(x.dim())))
+    half = x.shape[axis] // 2
+    sizes = [half, x.shape[axis] - half]
+    (first, last), (first_turned, last_turned) = (one.split(sizes, axis) for one in (x, turned))
+    yield torch.cat([first_turned, last], axis)
+    yield torch.cat([first, last_turned], axis)
+
+
+def _mixed_layers(
+    model: nn.Module, sites: Mapping[str, Site], inputs: tuple[Tensor, ...], args: tuple[Any, ...]
+) -> dict[str, Tensor]:
+    """Each layer's features, its channels mixed: ``(N, *positions, M)``."""
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, output: Any) -> None:
+        site = sites[name]
+        view = site.view(output if site.part is None else output[site.part])
+        seen[name] = _mixed(view.flatten(2)).unflatten(1, view.shape[2:])
+
+    with observe(model, list(sites), note):
+        model(*copied(inputs), *copied(args))
+    return seen
+
+
+def _mixed(features: Tensor) -> Tensor:
+    """Features ``(N, C, P)`` with channels mixed to fewer, more for few positions: ``(N, P, M)``.
+    """
+    channels, count = features.shape[1], max(4, min(64, 4096 // features.shape[2]))
+    places = torch.arange(channels, device=features.device, dtype=torch.float64)
+    speeds = torch.arange(1, count + 1, device=features.device, dtype=torch.float64).sqrt()
+    return features.double().mT @ torch.outer(places, speeds).cos()
+
+
+def _centre(energy: Tensor) -> Tensor:
+    """Where energy ``(N, *positions)`` lies along each axis, from 0 to 1; NaN without any."""
+    centres = []
+    for axis in range(1, energy.dim()):
+        length = energy.shape[axis]
+        places = (torch.arange(length, device=energy.device, dtype=energy.dtype) + 0.5) / length
+        along = energy.movedim(axis, -1).flatten(0, -2).sum(0)
+        centres.append(along @ places / along.sum())
+    return torch.stack(centres)
+
+
+def _follows(moved: Tensor, grid: tuple[int, ...]) -> bool:
+    """Whether a layer's axes follow as many of an input's, one after the other."""
+    axes, count = moved.shape
+    moved = moved.nan_to_num(0.0)  # along an axis of one place nothing can move
+    long = [axis for axis, length in enumerate(grid) if length > 1]
+    if not long:  # a single position
+        return True
+    least = _MOVED if len(long) > 1 else _MOVED_ALONE
+    for start in range(axes - count + 1):
+        part = moved[start : start + count][long][:, long]
+        along = part.diagonal()
+        across = torch.maximum(moved[:, long].abs().amax(0), part.abs().amax(1)) / _ASTRAY
+        if len(long) == 1:  # what other axes of the input do is all that it compares with
+            own = torch.arange(start, start + count, device=moved.device)
+            across = _ASTRAY * moved[:, long].abs().index_fill(0, own, 0).amax(0)
+        if bool((along > least).all() and (along >= across).all()):
+            return True
+    return False
