@@ -72,11 +72,12 @@ class Parts:
         self.sufficient, self.general, self.expected = [], [], []
         self.odds, self.clean_odds = [], []
         for site in networks.sites + networks.head_sites:
-            clean = networks.head(site, z[site])
+            clean = networks.head(site, z[site], "clean")
             self.general.append(grid(output.evidence_for(clean, index), site))
             self.clean_odds.append(grid(output.log_odds_ratio(clean, index), site))
             if site in networks.sites:
-                q = networks.head(site, networks.mean_signal(z[site], logits[site]))
+                mean = networks.mean_signal(z[site], logits[site])
+                q = networks.head(site, mean, "mean")
                 self.sufficient.append(grid(output.evidence_for(q, index), site))
                 self.odds.append(grid(output.log_odds_ratio(q, index), site))
                 self.expected.append(grid(output.kl(q), site))

@@ -442,7 +442,7 @@ class BottleneckAttribution(InternalAttribution):
         return result
 
     def _check_critics(self, fit: Fit, estimator: Estimator) -> None:
-        if estimator == "infomax" and not len(fit.networks.critics):
+        if estimator == "infomax" and not fit.networks.has_critics:
             raise ValueError(
                 "estimator='infomax' needs the critics, which a fit with beta1=0 leaves out; "
                 "fit with beta1 > 0"

@@ -118,7 +118,7 @@ class _JointlyGaussian(_Embedding):
 
 
 class SeparableCritic(Critic):
-    r"""``f(x, y) = g(x) . h(y) + a(x) + b(y)``, with ``g, a`` and ``h, b`` networks.
+    r"""``f(x, y) = g(x) . h(y) / sqrt(E) + a(x) + b(y)``, with ``g, a`` and ``h, b`` networks.
 
     All pairs of a bank cost one matrix product. The offsets ``a`` and ``b`` let the dot product
     stand for a log density ratio, whose marginal terms are not inner products; they hold a

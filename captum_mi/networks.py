@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -92,20 +93,23 @@ class Networks(nn.Module):
         self.moments = nn.ModuleList(Moments(site.channels) for site in self.all_sites)
         self.global_moments = Moments(output.size)
         self.register_buffer("class_log_marginal", torch.zeros(structure.n_classes))
-        self.heads = nn.ModuleList(
+        self.clean_heads = nn.ModuleList(
             mlp(site.channels, design.head_hidden, output.head_size)
             for site in sites + self.head_sites
         )
-        for head in self.heads:
+        for head in self.clean_heads:
             nn.init.zeros_(head[-1].weight)  # type: ignore[index]
             nn.init.zeros_(head[-1].bias)  # type: ignore[index]
-        self.critics = nn.ModuleList(
+        self.clean_critics = nn.ModuleList(
             make_critic(design.critic, site.channels, output.size, design.critic_hidden)
             for site in (sites if bank_sizes else ())
         )
+        # Copies: where alpha is 0, x' is x, and they learn the same.
+        self.noised_heads = copy.deepcopy(self.clean_heads[: len(sites)])
+        self.noised_critics = copy.deepcopy(self.clean_critics)
         self.banks = nn.ModuleList(
             Bank(size, critic.embed_local(torch.zeros(1, site.channels)).shape[-1])  # type: ignore[operator]
-            for size, critic, site in zip(bank_sizes, self.critics, sites)
+            for size, critic, site in zip(bank_sizes, self.clean_critics, sites)
         )
 
     @property
@@ -173,15 +177,22 @@ class Networks(nn.Module):
 
         return {site: injection(site) for site in self.noised_sites}
 
-    def head(self, site: Site, z: Tensor) -> Tensor:
-        """Parameters ``(N, P, head_size)`` of ``q(y | x')`` from features of a site."""
-        head = self.heads[(self.sites + self.head_sites).index(site)]
-        out: Tensor = head(locals_of(z))
+    def head(self, site: Site, z: Tensor, kind: Locals) -> Tensor:
+        """Parameters ``(N, P, head_size)`` of ``q(y | x)``, or of ``q(y | x')``, from a site's
+        features of a kind."""
+        heads = self.clean_heads if kind == "clean" else self.noised_heads
+        out: Tensor = heads[(self.sites + self.head_sites).index(site)](locals_of(z))
         return out
 
-    def critic(self, site: Site) -> Critic:
-        """The InfoMax critic of a site."""
-        return self.critics[self.sites.index(site)]  # type: ignore[return-value]
+    def critic(self, site: Site, kind: Locals) -> Critic:
+        """The InfoMax critic of a site's features of a kind."""
+        critics = self.clean_critics if kind == "clean" else self.noised_critics
+        return critics[self.sites.index(site)]  # type: ignore[return-value]
+
+    @property
+    def has_critics(self) -> bool:
+        """Whether the fit has critics, and banks to score against."""
+        return len(self.banks) > 0
 
     def global_input(self, raw: Tensor) -> Tensor:
         """Standardised coordinates ``(N, size)`` of y for the critics."""
@@ -194,11 +205,11 @@ class Networks(nn.Module):
     @property
     def bank_sizes(self) -> list[int]:
         """Locals in each site's bank; none for a fit without critics."""
-        return [len(self.bank(site)) for site in self.sites] if len(self.banks) else []
+        return [len(self.bank(site)) for site in self.sites] if self.has_critics else []
 
     def pointwise_information(self, site: Site, z: Tensor, y: Tensor, kind: Locals) -> Tensor:
         """InfoMax: ``(N, P)`` pointwise information of a site's locals and raw y, in nats."""
-        critic, bank = self.critic(site), self.bank(site)
+        critic, bank = self.critic(site, kind), self.bank(site)
         global_ = critic.embed_global(self.global_input(y))
         positive = critic.paired(critic.embed_local(locals_of(z)), global_[:, None])
         negatives = bank.logsumexp(critic, global_, kind)

@@ -7,9 +7,9 @@
 ``--images`` is a folder of image files, at any depth. Each process takes every n-th shard of
 ``--shard`` images and writes it as ``shard_00000.safetensors``: ``maps`` (n, H, W) in nats per
 pixel, ``targets`` (n,), and the file names in the metadata; shards that are there, of the same
-images, settings and fit, are not made again. Without ``--fit``, or if that file is missing, the
-processes fit together first. With ``--overlays`` a picture of every image is written too. Memory
-does not grow with their number.
+images (by name, size and time), settings and fit, are not made again. Without ``--fit``, or if
+that file is missing, the processes fit together first. With ``--overlays`` a picture of every
+image is written too. Memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -144,12 +144,14 @@ def described(
     attr: InfoBottleneckAttribution, folder: Folder, rows: range, options: argparse.Namespace
 ) -> dict[str, str]:
     """What is in a shard and how it was made: its metadata."""
-    names = [str(folder.paths[i].relative_to(options.images)) for i in rows]
+    paths = [folder.paths[i] for i in rows]
+    names = [str(path.relative_to(options.images)) for path in paths]
+    states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     settings = {name: str(getattr(options, name))
-                for name in ("model", "weights", "size", "target")}
-    return {"names": json.dumps(names), "layers": json.dumps(attr.layers),
-            "unit": "nats / pixel", "settings": json.dumps(settings),
-            "fit": fingerprint(attr.networks)}
+                for name in ("model", "weights", "size", "target", "overlays")}
+    return {"names": json.dumps(names), "files": json.dumps(states),
+            "layers": json.dumps(attr.layers), "unit": "nats / pixel",
+            "settings": json.dumps(settings), "fit": fingerprint(attr.networks)}
 
 
 def is_there(path: Path, description: dict[str, str]) -> bool:
@@ -169,7 +171,9 @@ def write_shard(
     path: Path, attr: InfoBottleneckAttribution, folder: Folder, rows: range,
     description: dict[str, str], options: argparse.Namespace,
 ) -> None:
-    """Maps of one shard; the file appears when it is whole."""
+    """Maps of one shard; the file appears when it is whole. Pictures of earlier maps go."""
+    for i in rows:
+        picture_of(folder, i, options).unlink(missing_ok=True)
     maps, targets = zip(*explained(attr, folder, rows, options))
     unfinished = path.with_suffix(".unfinished")
     save_file({"maps": torch.cat(maps), "targets": torch.cat(targets)}, unfinished, description)

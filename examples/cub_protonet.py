@@ -167,8 +167,8 @@ def train_on_episodes(
 
 def told_by(options: argparse.Namespace) -> dict[str, str]:
     """What training depends on besides its steps and its seed."""
-    names = ("data", "encoder", "size", "embedding", "distance", "temperature", "ways", "shots",
-             "queries", "batch", "pretrain")
+    names = ("data", "encoder", "size", "mean", "std", "embedding", "distance", "temperature",
+             "ways", "shots", "queries", "batch", "pretrain")
     return {name: str(getattr(options, name)) for name in names}
 
 

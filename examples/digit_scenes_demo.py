@@ -2,7 +2,7 @@
 
     python examples/digit_scenes_demo.py --out demo_output
 
-Writes ``panel.png`` (our three maps beside four of Captum's methods), ``two_digits.png`` (one
+Writes ``panel.png`` (our four maps beside four of Captum's methods), ``two_digits.png`` (one
 scene explained for each of its digits) and ``history.png``, and prints a table.
 """
 

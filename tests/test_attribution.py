@@ -153,7 +153,7 @@ def test_a_deeper_head_moves_the_evidence_and_does_not_change_it(net, images, qu
     assert [site.layer for site in attr.networks.head_sites] == ["relu"]
     target = net(images).argmax(1)
     before = [attr.attribute(images, target, weighting=w) for w in ("none", "posterior")]
-    attr.networks.heads[1][-1].weight.data.normal_()
+    attr.networks.clean_heads[1][-1].weight.data.normal_()
     after = [attr.attribute(images, target, weighting=w) for w in ("none", "posterior")]
     assert torch.equal(before[0], after[0])
     assert not torch.allclose(before[1], after[1], rtol=1e-2)
@@ -468,7 +468,8 @@ def test_refinement_lowers_the_objective_of_each_example(fitted, images):
             for site in networks.sites:
                 noised = inject_noise(z[site], logits[site], noise[site])
                 size = networks.capacity(z, logits)[site].flatten(1).mean(1)
-                terms.append(networks.output.kl(networks.head(site, noised)).mean(1) + size)
+                parameters = networks.head(site, noised, "noised")
+                terms.append(networks.output.kl(parameters).mean(1) + size)
             return networks.output.distortion(first.prediction, second.prediction) + (
                 beta2 * torch.stack(terms).mean(0))
 

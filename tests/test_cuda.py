@@ -64,7 +64,7 @@ def test_what_our_networks_make_of_layers_is_recorded(digits):
     records = on_cuda._fit.recorder._records.values()
     assert any(record is not None and record.graph is not None for record in records)
     # Records read what weights hold, and not what they held.
-    head = on_cuda.networks.heads[0][-1]
+    head = on_cuda.networks.noised_heads[0][-1]
     kept = head.bias.detach().clone()
     before = on_cuda.attribute(images, labels)
     head.bias.data[int(labels[0])] += 1

@@ -299,7 +299,7 @@ def test_the_bank_has_locals_of_every_kind_that_is_scored(net, images, quick_fit
         kinds = {"clean": z, "mean": 0.2 * z, "noised": 0.2 * z + 0.8 * torch.randn_like(z)}
         torch.testing.assert_close(networks.mean_signal(z, logit), kinds["mean"])
         for kind, features in kinds.items():
-            embedded = networks.critic(site).embed_local(locals_of(features)).flatten(0, 1)
+            embedded = networks.critic(site, kind).embed_local(locals_of(features)).flatten(0, 1)
             bank = networks.bank(site).get_buffer(kind)
             assert (bank.std(0) / embedded.std(0)).log().abs().mean() < 0.1
 

@@ -87,3 +87,20 @@ def test_steps_beyond_nine_are_pairs_of_halves(fitted, images):
     alone = fitted.attribute(images[:1], 1, refine_steps=11)
     torch.testing.assert_close(
         alone, eleven[:1], rtol=1e-4, atol=1e-5 * float(eleven.abs().max()))
+
+
+@pytest.mark.parametrize("grid", [6, 7, 12, 14])
+def test_halves_of_a_mirrored_input_are_mirrored(grid):
+    """Also on grids of no power of two, where a change of sign lies within a position."""
+    torch.manual_seed(0)
+    weight = torch.rand(8 * grid).double()
+    weight = weight + weight.flip(0)  # a decision that is the same for mirrored inputs
+    x = torch.randn(3, 8 * grid).double()
+
+    def contrasts(x):
+        def log_p(one):
+            return (one.square() @ weight).log()
+
+        return half_contrasts(log_p, log_p(x), x, torch.zeros_like(x), 6, 1, (grid,))
+
+    torch.testing.assert_close(contrasts(x.flip(1)), contrasts(x).flip(2))

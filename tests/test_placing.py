@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.grid import Place, centres, resize
-from captum_mi.maps.halves import pattern
+from captum_mi.maps.halves import half_contrasts
 from captum_mi.maps.heatmap import joined, to_input
 
 
@@ -172,8 +172,14 @@ def test_an_offset_is_a_shift():
 
 
 def test_patterns_are_asked_where_positions_are():
-    assert pattern((1,), (4,)).tolist() == [1, 1, -1, -1]
-    assert pattern((1,), (4,), [Place(-0.75)]).tolist() == [1, 1, 1, -1]
+    def log_p(x):
+        return x[:, 0].log()  # the first half has all of it
+
+    x, zeros = torch.ones(1, 8), torch.zeros(1, 8)
+    even, moved = (half_contrasts(log_p, log_p(x), x, zeros, 1, 1, (4,), places)[0, 0].tolist()
+                   for places in ((), [Place(-0.75)]))
+    assert even == [1, 1, -1, -1]
+    assert moved == [1, 1, 0.5, -1]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

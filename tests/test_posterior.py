@@ -72,18 +72,19 @@ def test_the_map_of_a_class_by_hand(net, images, quick_fit):
     logits = networks.alpha_logits(z)
     log_r = networks.output.log_marginal[target].double()
 
-    def log_q(i, features, site):
-        evidence = networks.output.evidence(networks.head(site, features))[..., target].double()
+    def log_q(site, features, kind):
+        parameters = networks.head(site, features, kind)
+        evidence = networks.output.evidence(parameters)[..., target].double()
         return evidence[:, None].unflatten(2, z[site].shape[2:]) + log_r
 
     odds, maps = torch.zeros(32, 1, 12, 12).double(), torch.zeros(32, 1, 12, 12).double()
-    for i, site in enumerate(networks.sites):
-        q = log_q(i, networks.mean_signal(z[site], logits[site]), site).exp()
+    for site in networks.sites:
+        q = log_q(site, networks.mean_signal(z[site], logits[site]), "mean").exp()
         r = log_r.exp()
         odds += resize((q / (1 - q)).log() - (r / (1 - r)).log(), (12, 12)) / 2
         maps += resize((q / r).log(), (12, 12)) / 2
     deepest = networks.head_sites[0]
-    deeper = resize(log_q(2, z[deepest], deepest) - log_r, (12, 12))
+    deeper = resize(log_q(deepest, z[deepest], "clean") - log_r, (12, 12))
     alpha = torch.sigmoid(logits[networks.sites[0]].double())
     prior = 0.5 * (alpha**2 + (1 - alpha) ** 2 - 1) - alpha.log()
     weight = (prior * (odds + deeper).exp()) ** 3

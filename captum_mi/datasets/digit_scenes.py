@@ -19,7 +19,7 @@ SIZE = 48
 
 _DIGIT = (15, 21)  # sides of a digit, in pixels
 _STROKES = 5
-_TEST_SHARE = 5  # every fifth scan is kept for tests
+_TEST_EVERY = 5  # every fifth scan is kept for tests
 _INK = 0.25  # a pixel of at least this much ink belongs to the digit
 _CHUNK = 512
 
@@ -28,7 +28,8 @@ class Scenes(NamedTuple):
     """Scenes and their truth.
 
     Attributes:
-        images: ``(N, 1, 48, 48)``, ink in [0, 1] minus its usual mean, so that 0 is average.
+        images: ``(N, 1, 48, 48)``, ink in [0, 1] minus 0.2, so that 0 is a light grey: a
+            scene's average is 0.04 to 0.08 below it.
         labels: digit of each object, ``(N, objects)``.
         masks: pixels of each digit's own ink, ``(N, objects, 48, 48)``, boolean.
     """
@@ -93,7 +94,7 @@ def _scans(split: str) -> tuple[Tensor, np.ndarray]:
             "digit scenes use the scans that scikit-learn bundles: pip install 'captum_mi[demo]'"
         ) from error
     bundle = load_digits()
-    is_test = np.arange(len(bundle.target)) % _TEST_SHARE == 0
+    is_test = np.arange(len(bundle.target)) % _TEST_EVERY == 0
     chosen = is_test if split == "test" else ~is_test
     images = torch.from_numpy(bundle.images[chosen] / 16).float()
     return images, bundle.target[chosen]

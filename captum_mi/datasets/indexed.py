@@ -22,8 +22,9 @@ class IndexedPhotographs(Dataset[tuple[Tensor, int]]):
     """A split of an ``.npz`` file; items are ``(image, label)``.
 
     The file's arrays: ``blob`` (JPEG files one after another, uint8), ``off`` (n + 1 offsets into
-    it), ``label``, ``split``, ``box`` (xmin, ymin, xmax, ymax in pixels) and ``names`` of the
-    classes (strings; arrays of Python objects are not read).
+    it), ``label``, ``split``, ``box`` (xmin, ymin, xmax, ymax in pixels: the first column and row
+    of the box, and the first ones beyond it) and ``names`` of the classes (strings; arrays of
+    Python objects are not read).
 
     Args:
         path: the file.

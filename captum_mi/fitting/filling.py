@@ -13,7 +13,7 @@ from captum_mi.fitting.remember import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.fitting.survey import Survey, Walk
 from captum_mi.grid import locals_of
-from captum_mi.networks import LOCALS, Networks
+from captum_mi.networks import LOCALS, Locals, Networks
 from captum_mi.probing.sites import Site
 from captum_mi.progress import bar
 
@@ -25,10 +25,10 @@ def fill_bank(
     firsts: FirstPasses, networks: Networks, walk: Walk, found: Survey, settings: Settings
 ) -> None:
     """Last walk: fill the reference banks with locals drawn evenly over the examples."""
-    sites = networks.sites if len(networks.banks) else ()
+    sites = networks.sites if networks.has_critics else ()
     if not sites:
         return
-    kept: dict[Site, dict[str, list[Tensor]]] = {
+    kept: dict[Site, dict[Locals, list[Tensor]]] = {
         site: {kind: [] for kind in LOCALS} for site in sites}
     seen = found.first
     for batch in bar(walk(), "bank", "batch", settings.progress):
@@ -37,12 +37,12 @@ def fill_bank(
         n = len(batch.inputs[0])
         for site in sites:
             rows = even_rows(z[site], seen, found.examples, len(networks.bank(site)))
-            features = {
+            features: dict[Locals, Tensor] = {
                 "clean": z[site], "mean": networks.mean_signal(z[site], logits[site]),
                 "noised": inject_noise(z[site], logits[site], torch.randn_like(z[site])),
             }
             for kind, one in features.items():
-                local = networks.critic(site).embed_local(locals_of(one)[rows])
+                local = networks.critic(site, kind).embed_local(locals_of(one)[rows])
                 kept[site][kind].append(local)
         seen += n
     for site in sites:

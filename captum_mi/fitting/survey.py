@@ -26,7 +26,7 @@ __all__ = ["Survey", "Walk", "held_out_of", "survey"]
 #: Starts a walk over the data.
 Walk = Callable[[], Iterator[Batch]]
 
-_HELD_OUT_SHARE = 8  # one example in eight is held out from the heads
+_HELD_OUT_EVERY = 8  # one example in eight is held out from the heads
 _CERTAIN = 15.0  # nats: a logit that is hardly ever smaller is none
 
 
@@ -51,7 +51,7 @@ class Survey:
 
 def held_out_of(batch: Batch) -> Tensor:
     """Which examples are held out from the heads, ``(N,)``: told by their bits."""
-    return example_bits(*batch.inputs) % _HELD_OUT_SHARE == 0
+    return example_bits(*batch.inputs) % _HELD_OUT_EVERY == 0
 
 
 @dataclass(frozen=True)

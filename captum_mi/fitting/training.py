@@ -25,7 +25,7 @@ from captum_mi.model.graphs import Recorder
 from captum_mi.model.inputs import check_inputs
 from captum_mi.model.modules import dtype_of
 from captum_mi.model.passes import Pass, Passes
-from captum_mi.networks import Networks
+from captum_mi.networks import Locals, Networks
 from captum_mi.probing.sites import Site
 from captum_mi.progress import bar
 from captum_mi.warn import warn
@@ -56,8 +56,10 @@ class Trainer:
         self.encoder = list(networks.inference.parameters()) + self.base
         self.beta2 = Multiplier(
             settings.beta2, settings.kappa, found.uninformed if self.encoder else None)
-        self.heads = list(networks.heads.parameters())
-        self.critics = list(networks.critics.parameters()) if settings.beta1 else []
+        heads, critics = (networks.clean_heads, networks.noised_heads), (
+            networks.clean_critics, networks.noised_critics)
+        self.heads = [p for part in heads for p in part.parameters()]
+        self.critics = [p for part in critics for p in part.parameters()] if settings.beta1 else []
         own = list(networks.inference.parameters()) + self.heads + self.critics
         groups: list[dict[str, Any]] = [{"params": own, "lr": settings.lr}]
         if self.base:
@@ -159,15 +161,15 @@ class Trainer:
         count = ranks.total(trained.sum()).clamp_min(1) / ranks.world()
         for site in self.networks.sites:
             # Likelihood reaches the head alone: _gradients differentiates it for nothing else.
-            of_noised = self.networks.head(site, noised[site])
-            of_clean = self.networks.head(site, z[site])
+            of_noised = self.networks.head(site, noised[site], "noised")
+            of_clean = self.networks.head(site, z[site], "clean")
             nll = output.negative_log_likelihood(of_noised, target[:, None]).mean(1)
             nll_clean = output.negative_log_likelihood(of_clean, target[:, None]).mean(1)
             bounds.append(output.kl(of_noised).mean())
-            losses.append((0.5 * (nll + nll_clean) * trained).sum() / count)
+            losses.append(((nll + nll_clean) * trained).sum() / count)
             held.append(_masked_mean(nll, held_out))
         for site in self.networks.head_sites:
-            of_clean = self.networks.head(site, z[site])
+            of_clean = self.networks.head(site, z[site], "clean")
             nll = output.negative_log_likelihood(of_clean, target[:, None])
             losses.append((nll.mean(1) * trained).sum() / count)
         marginal = _masked_mean(output.marginal_negative_log_likelihood(target), held_out)
@@ -188,8 +190,8 @@ class Trainer:
             order = ranks.rand_rows(n, p, z[site].device).argsort(1)
             chosen = order[:, : self.settings.locals_per_example]
             scores = [
-                self._scores(site, features, chosen, global_)
-                for features in (z[site], noised[site].detach())
+                self._scores(site, z[site], "clean", chosen, global_),
+                self._scores(site, noised[site].detach(), "noised", chosen, global_),
             ]
             bounds.append(info_nce(scores[0]))
             losses += [
@@ -197,11 +199,13 @@ class Trainer:
             ]
         return torch.stack(bounds).mean(), torch.stack(losses).mean()
 
-    def _scores(self, site: Site, features: Tensor, chosen: Tensor, global_: Tensor) -> Tensor:
+    def _scores(
+        self, site: Site, features: Tensor, kind: Locals, chosen: Tensor, global_: Tensor
+    ) -> Tensor:
         rows = locals_of(features)
         rows = rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
         rows = ranks.gather_rows(rows)
-        scores: Tensor = self.networks.critic(site)(rows.flatten(0, 1), global_)
+        scores: Tensor = self.networks.critic(site, kind)(rows.flatten(0, 1), global_)
         return scores.unflatten(0, rows.shape[:2])
 
     def _gradients(

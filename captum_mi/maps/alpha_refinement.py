@@ -82,6 +82,6 @@ def _information(
     sizes = networks.capacity(z, logits)
     for site in networks.sites:
         noised = inject_noise(z[site], logits[site], noise[site])
-        bound = networks.output.kl(networks.head(site, noised)).mean(1)
+        bound = networks.output.kl(networks.head(site, noised, "noised")).mean(1)
         terms.append(bound + sizes[site].flatten(1).mean(1))
     return torch.stack(terms).mean(0)

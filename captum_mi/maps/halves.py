@@ -4,9 +4,10 @@ r"""Which half of the input a decision needs, for halves of ever finer patterns.
 
 where :math:`x_{W = 1}` keeps the input where :math:`W = 1` and has the baseline elsewhere. The
 patterns :math:`W_m`, 1 or -1 at each place, are products of Walsh functions, one for each axis
-(Walsh, 1923, https://doi.org/10.2307/2387224), the coarsest first. They are orthogonal: where a
-decision is a sum over places, the mean of the :math:`\eta_m` is what each place adds to it, as
-finely as the patterns are, up to a scale and a constant. Blocks
+(Walsh, 1923, https://doi.org/10.2307/2387224), the coarsest first. On a grid of a power of two
+they are orthogonal, on others nearly so: where a decision is a sum over places, the mean of the
+:math:`\eta_m` is what each place adds to it, as finely as the patterns are, up to a scale and a
+constant. A position that both halves share counts for each by its part. Blocks
 (:mod:`captum_mi.maps.ablation`) are missed by an input that is whole otherwise; halves tell what a
 place does with half of the rest, as the random masks of RISE do (Petsiuk et al., 2018,
 https://arxiv.org/abs/1806.07421).
@@ -20,18 +21,17 @@ from itertools import islice, product
 import torch
 from torch import Tensor
 
-from captum_mi.grid import Place, centres
+from captum_mi.grid import Place, resize
 
 __all__ = ["half_contrasts", "pattern", "sequencies", "walsh"]
 
-_EVEN = Place()
 _MOST_GAINED = 300.0  # nats by which a half may be above the whole: more of them overflow
 
 
-def walsh(sequency: int, size: int, place: Place = _EVEN) -> Tensor:
+def walsh(sequency: int, size: int) -> Tensor:
     """Walsh function with so many changes of sign, at the middles of ``size`` cells: 1 or -1.
 
-    Or where else the positions lie.
+    Changes that lie closer than the cells of a size that is no power of two are lost.
 
     Example::
 
@@ -41,7 +41,7 @@ def walsh(sequency: int, size: int, place: Place = _EVEN) -> Tensor:
                 [ 1, -1, -1,  1],
                 [ 1, -1,  1, -1]], dtype=torch.int32)
     """
-    at = centres(size, place).clamp(0, 1 - 1e-9)
+    at = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     flips = torch.zeros(size, dtype=torch.int64)
     gray = sequency ^ (sequency >> 1)
     for k in range(gray.bit_length()):
@@ -63,13 +63,11 @@ def sequencies(n: int, sizes: Sequence[int]) -> list[tuple[int, ...]]:
     return list(islice((one for one in ordered if any(one)), n))
 
 
-def pattern(
-    orders: Sequence[int], sizes: Sequence[int], places: Sequence[Place] = ()
-) -> Tensor:
+def pattern(orders: Sequence[int], sizes: Sequence[int]) -> Tensor:
     """Product of Walsh functions along the axes, ``(*sizes)``."""
     result = torch.ones((), dtype=torch.float64)
-    for order, size, place in zip(orders, sizes, places or [_EVEN] * len(sizes)):
-        result = result[..., None] * walsh(order, size, place)
+    for order, size in zip(orders, sizes):
+        result = result[..., None] * walsh(order, size)
     return result
 
 
@@ -90,19 +88,21 @@ def half_contrasts(
         places: where positions lie; none given: in the middles of cells.
 
     Returns:
-        ``(N, pairs, *positions)`` in float64: for each pair its contrast, with the sign of the
-        half that a position is in, in shares of the whole input's probability.
+        ``(N, pairs, *positions)`` in float64: for each pair its contrast, times how much more of
+        a position is in the first half than in the other, in shares of the whole input's
+        probability.
     """
     sizes = x.shape[first_axis : first_axis + len(positions)]
     after = (1,) * (x.dim() - first_axis - len(positions))
     contrasts = [x.new_zeros(len(x), 0, *positions, dtype=torch.float64)]
     for orders in sequencies(n, [min(pair) for pair in zip(sizes, positions)]):
-        first = (pattern(orders, sizes) > 0).to(x.device).reshape(*sizes, *after)
+        signs = pattern(orders, sizes).to(x.device)
+        first = (signs > 0).reshape(*sizes, *after)
         kept = torch.stack([
             (log_probability(torch.where(half, x, baseline.to(x))) - whole).double()
             for half in (first, ~first)
         ])
         kept = (kept - (kept.amax(0) - _MOST_GAINED).clamp_min(0)).exp()
         contrast = (kept[0] - kept[1]).view(-1, *(1,) * (1 + len(positions)))
-        contrasts.append(contrast * pattern(orders, positions, places).to(x.device))
+        contrasts.append(contrast * resize(signs[None, None], positions, onto=places))
     return torch.cat(contrasts, 1)

@@ -224,7 +224,8 @@ class Reader:
         """Parameters of q at every position, computed once."""
         if (site, noised) not in self._parameters:
             features = self._features(site, noised)
-            self._parameters[site, noised] = self.networks.head(site, features)
+            self._parameters[site, noised] = self.networks.head(
+                site, features, "mean" if noised else "clean")
         return self._parameters[site, noised]
 
     def _estimated(self, site: Site, noised: bool) -> Tensor:
@@ -246,7 +247,7 @@ class Reader:
         """``(N, P)``: the estimator's value of features, in expectation over classes."""
         if self.question.estimator == "infomax":
             return self._pointwise(site, features, kind)
-        return self.readout.kl(self.networks.head(site, features))
+        return self.readout.kl(self.networks.head(site, features, kind))
 
     def _ask(self) -> Later:
         """Sums of inputs and features: finite if these are."""

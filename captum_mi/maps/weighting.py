@@ -113,6 +113,6 @@ def _with(weights: Tensor, more: Tensor, weight: float, little: float) -> Tensor
 
 
 def _resized(shares: Tensor, positions: Sequence[int], onto: Sequence[Place] = ()) -> Tensor:
-    """Shares on another grid, with the same total."""
+    """Shares on another grid, with the same total where the grids divide one another."""
     factor = n_positions(shares.shape[2:]) / n_positions(positions)
     return resize(shares, positions, onto=onto) * factor

@@ -72,7 +72,9 @@ class BernoulliOutput(Output):
         return F.logsigmoid(self._logits(raw).gather(1, index)).sum(-1)
 
     def logit(self, raw: Tensor, index: Tensor) -> Tensor:
-        """``log p - log (1 - p)``."""
+        """``log p - log (1 - p)``: of one label its raw logit, which never levels."""
+        if index.shape[1] == 1:
+            return self._logits(raw).gather(1, index)[:, 0]
         return _log_odds(self.log_probability(raw, index))
 
     def distortion(self, first: Tensor, second: Tensor) -> Tensor:
