@@ -461,7 +461,7 @@ class BottleneckAttribution(InternalAttribution):
         formatted = tuple(x.detach().to(device) for x in _format_tensor_into_tuples(inputs))
         fit.structure.signature.check(formatted)
         check = check_inputs if waits or device.type != "cuda" else check_types
-        check(formatted, dtype_of(self.model))
+        check(formatted, self.model)
         if target is None:
             return formatted, None
         n = len(formatted[0])
@@ -565,7 +565,7 @@ class BottleneckAttribution(InternalAttribution):
             fit.move_to(self.model)
             readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
             for batch in bar(walk, "information", "batch", progress):
-                check_inputs(batch.inputs, dtype_of(self.model))
+                check_inputs(batch.inputs, self.model)
                 reader = Reader(
                     passes, fit.networks, readout, question, batch.inputs,
                     batch.additional_forward_args, None, fit.beta2,

@@ -509,3 +509,26 @@ def test_values_that_are_taken_for_logits(images, recwarn):
     recwarn.clear()
     InfoBottleneckAttribution(model, "1", output="gaussian").fit([images], 1, progress=False)
     assert not any("pass output='gaussian'" in str(one.message) for one in recwarn)
+
+
+def test_a_module_that_passes_no_gradient_on(images):
+    """It may only say so when it is asked, as a quantised one does."""
+
+    class Blocked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return None
+
+    class Quantised(nn.Module):
+        def forward(self, x):
+            return Blocked.apply(x)
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), Quantised(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 5)).eval()
+    with pytest.raises(RuntimeError, match="cannot be differentiated"):
+        InfoBottleneckAttribution(model, "1").fit([images], steps=2, progress=False)

@@ -708,3 +708,116 @@ def test_the_last_call_counts_of_each_batch():
         attr = InfoBottleneckAttribution(
             Looped(), "again", on_repeat="last", channel_axis="first", alpha=1.0)
         assert min(attr.fit(loader, 4, progress=False).distortion) > 0  # noise everywhere
+
+
+class Encoder(nn.Module):
+    """A transformer on embeddings as wide as itself: its features look like its inputs."""
+
+    def __init__(self, norm_first):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+        self.body = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.fc(self.body(x).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("length", [11, 16, 24])
+@pytest.mark.parametrize("layer", [None, ["body.layers.1", "body.layers.2"]])
+def test_a_transformer_on_embeddings_has_positions_for_tokens(norm_first, length, layer):
+    model, x = Encoder(norm_first).eval(), torch.randn(32, length, 16)
+    attr = InfoBottleneckAttribution(model, layer)
+    attr.fit([x], steps=3, progress=False)
+    maps = attr.attribute(x, target=0)
+    assert (maps - maps[:, :, :1]).abs().max() == 0  # an embedding's elements share alike
+    assert (maps - maps[:, :1]).abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mnasnet0_5"])
+def test_default_layers_do_not_depend_on_the_batch(name):
+    """Not where every position of the last stage sees the whole of a small image, either."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, num_classes=5).eval()
+    found = {tuple(stage_layers(model, (torch.randn(8, 3, 64, 64),), (), 2)) for _ in range(4)}
+    assert len(found) == 1
+
+
+def test_a_repeated_layer_that_saw_another_input_is_told():
+    class Siamese(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+            self.fc = nn.Linear(16, 3)
+
+        def forward(self, one, other):
+            return self.fc(torch.cat([self.encoder(x).mean((2, 3)) for x in (one, other)], 1))
+
+    pair = torch.randn(2, 16, 3, 16, 16).unbind()
+    for on_repeat, map_input, told in (("first", 1, True), ("last", 0, True), ("last", 1, False)):
+        attr = InfoBottleneckAttribution(
+            Siamese(), "encoder.1", on_repeat=on_repeat, map_input=map_input, head_layers=[],
+            context_layers="encoder.1")
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            attr.fit([(pair, None)], steps=2, progress=False)
+        assert any("returned the same features" in str(one.message) for one in found) == told
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_other_inputs_than_the_mapped_one_may_be_longer_than_in_the_fit():
+    class Captioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+            self.fc = nn.Linear(8 + 6, 3)
+
+        def forward(self, image, words):
+            return self.fc(torch.cat([self.body(image).mean((2, 3)), words.mean(1)], 1))
+
+    image = torch.randn(16, 3, 16, 16)
+    attr = InfoBottleneckAttribution(Captioned().eval(), "body")
+    attr.fit([((image, torch.randn(16, 7, 6)), None)], steps=2, progress=False)
+    assert attr.attribute((image, torch.randn(16, 9, 6)), target=0)[0].shape == image.shape
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_that_takes_whole_batches_alone_is_fitted():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), nn.ReLU())
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.fc(self.body(x).reshape(16, 8, 20).mean(2))
+
+    x = torch.randn(16, 3, 20)
+    for layer in (None, "body"):
+        attr = InfoBottleneckAttribution(Whole().eval(), layer)
+        attr.fit([x], steps=2, progress=False)
+        assert attr.attribute(x, target=0).shape == x.shape
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_of_two_precisions_takes_what_it_takes():
+    class Tower(nn.Module):
+        """Half precision, but for a parameter that comes first, as CLIP's."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).bfloat16()
+            self.fc = nn.Linear(8, 3).bfloat16()
+
+        def forward(self, x):
+            return self.scale * self.fc(self.body(x).mean((2, 3))).float()
+
+    x = torch.randn(16, 3, 8, 8).bfloat16()
+    attr = InfoBottleneckAttribution(Tower().eval(), "body")
+    attr.fit([x], steps=2, progress=False)
+    assert attr.attribute(x, target=0).isfinite().all()
+    with pytest.raises(TypeError, match="has dtype torch.float64"):
+        attr.attribute(x.double(), target=0)

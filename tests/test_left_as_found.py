@@ -427,3 +427,14 @@ def test_threads_leave_the_random_state_to_one_another(net, images, quick_fit):
         fitting.result()
     assert beside.history.distortion == alone
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_hooks_of_the_user_see_what_modules_return():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    seen = []
+    model[0].register_forward_hook(lambda module, args, output: seen.append(output.mean()))
+    batches = [torch.randn(8, 3, 12, 12) for _ in range(2)]
+    InfoBottleneckAttribution(model, "3").fit(batches, steps=5, progress=False)
+    assert torch.stack(seen).isfinite().all()

@@ -14,7 +14,7 @@ from captum_mi.fitting.remember import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.model.batches import Batch
 from captum_mi.model.inputs import all_finite, check_inputs
-from captum_mi.model.modules import device_of, dtype_of
+from captum_mi.model.modules import device_of
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
 from captum_mi.outputs import BernoulliOutput, CategoricalOutput, Output, make_prediction
@@ -108,7 +108,7 @@ def _seen(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Setting
     held_out = torch.zeros((), dtype=torch.long, device=device_of(model))
     shown = bar(walk(), "survey", "batch", settings.progress)
     for batch in shown:
-        check_inputs(batch.inputs, dtype_of(model))
+        check_inputs(batch.inputs, model)
         first = firsts.surveyed(batch)
         kept = f"{firsts.bytes / 2**20:.0f} MiB kept" if firsts.bytes else ""
         shown.set_postfix_str(kept, refresh=False)

@@ -23,7 +23,6 @@ from captum_mi.model.batches import Batch
 from captum_mi.model.gradients import gradients_of, no_gradient
 from captum_mi.model.graphs import Recorder
 from captum_mi.model.inputs import check_inputs
-from captum_mi.model.modules import dtype_of
 from captum_mi.model.passes import Pass, Passes
 from captum_mi.networks import Locals, Networks
 from captum_mi.probing.sites import Site
@@ -64,6 +63,7 @@ class Trainer:
         groups: list[dict[str, Any]] = [{"params": own, "lr": settings.lr}]
         if self.base:
             groups.append({"params": self.base, "lr": settings.base_lr})
+        self._has_gradient = False
         self.optimizer = torch.optim.AdamW(
             groups, weight_decay=settings.weight_decay,
             # Gradients of a base have layouts of their own, which the fused form does not take.
@@ -117,7 +117,7 @@ class Trainer:
             site: inject_noise(z[site], logits[site], noise[site]) for site in networks.sites
         }
         task = self._task_loss(batch, first, networks.injections(logits, noise))
-        self._check_gradient(task)
+        self._check_gradient(task, logits)
         held_out = held_out_of(batch) & self.found.holds_out
         bound, likelihood, held, marginal = self._heads(z, noised, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
@@ -226,8 +226,18 @@ class Trainer:
             result += found
         return result
 
-    def _check_gradient(self, task: Tensor) -> None:
-        if self.encoder and not task.requires_grad:
+    def _check_gradient(self, task: Tensor, logits: dict[Site, Tensor]) -> None:
+        """Whether the task depends on alpha: in the first step also whether a gradient comes, as
+        a module without one may only say so when it is asked."""
+        if not self.encoder or self._has_gradient:
+            return
+        asked = [logit for logit in logits.values() if logit.requires_grad]
+        if asked and task.requires_grad:
+            found = gradients_of(task, asked, retain_graph=True)
+            self._has_gradient = any(one is not None for one in found)
+        elif not asked:  # alpha was set by hand: a base alone is trained
+            self._has_gradient = task.requires_grad
+        if not self._has_gradient:
             raise no_gradient("alpha cannot be inferred", "set alpha by hand")
 
     def _check(self, values: dict[str, float]) -> None:
@@ -287,7 +297,7 @@ def train(
     shown = bar(range(settings.steps), "fit", "step", settings.progress)
     for step in shown:
         batch = next(data)
-        check_inputs(batch.inputs, dtype_of(firsts.passes.model))
+        check_inputs(batch.inputs, firsts.passes.model)
         values = trainer.step(batch)
         history.append(**values)
         if step % 10 == 0 or step == settings.steps - 1:

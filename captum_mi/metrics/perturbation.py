@@ -1,6 +1,7 @@
 """Does the prediction follow the heat? Tiles are removed in the order of their relevance.
 
-Tiles of equal heat go in an order drawn at random, the same for every image in every call.
+Tiles of equal heat go in an order drawn at random: another one for each row of a batch, the same
+in every call.
 """
 
 from __future__ import annotations
@@ -160,8 +161,8 @@ def _area(curve: Tensor, removed: Tensor) -> Tensor:
 def _relevance_rank(images: Tensor, maps: Tensor, tile: int) -> Tensor:
     """Rank of each tile by mean heat, ``(N, tiles)``; 0 is the least relevant."""
     heat = tile_heat(images, maps, tile)
-    drawn = torch.randperm(heat.shape[1], generator=torch.Generator().manual_seed(0))
-    shuffled = drawn.to(heat.device).expand_as(heat)
+    drawn = torch.rand(heat.shape, generator=torch.Generator().manual_seed(0))
+    shuffled = drawn.argsort(1).to(heat.device)
     order = shuffled.gather(1, heat.gather(1, shuffled).argsort(dim=1, stable=True))
     return order.argsort(1)
 

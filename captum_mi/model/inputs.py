@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from captum_mi.model.modules import dtype_of
 
 __all__ = ["Signature", "all_finite", "check_finite", "check_inputs", "check_types"]
 
@@ -18,21 +20,22 @@ class Signature:
     Args:
         dtypes: names such as ``"float32"``.
         ranks: numbers of axes.
-        channels: sizes of the axes with channels, or 0 for inputs of one axis.
-        channel_axes: which axes these are.
+        channels: sizes of the axes with channels, 0 where none is known to have them.
+        channel_axes: which axes these are; ``None`` where none is known.
     """
 
     dtypes: tuple[str, ...]
     ranks: tuple[int, ...]
     channels: tuple[int, ...]
-    channel_axes: tuple[int, ...]
+    channel_axes: tuple[int | None, ...]
 
     @classmethod
-    def of(cls, inputs: tuple[Tensor, ...], channel_axes: Sequence[int]) -> Signature:
+    def of(cls, inputs: tuple[Tensor, ...], channel_axes: Sequence[int | None]) -> Signature:
         return cls(
             tuple(str(x.dtype).removeprefix("torch.") for x in inputs),
             tuple(x.dim() for x in inputs),
-            tuple(x.shape[axis] if x.dim() > axis else 0 for x, axis in zip(inputs, channel_axes)),
+            tuple(x.shape[axis] if axis is not None and x.dim() > axis else 0
+                  for x, axis in zip(inputs, channel_axes)),
             tuple(channel_axes),
         )
 
@@ -56,22 +59,21 @@ class Signature:
                     f"input {i} has shape {tuple(inputs[i].shape)}; the fit saw inputs of "
                     f"{self.ranks[i]} axes, the batch first"
                 )
-            # With two axes, axis 1 is a length, which may change.
-            if now.ranks[i] > 2 and now.channels[i] != self.channels[i]:
+            if now.channels[i] != self.channels[i]:
                 raise ValueError(
                     f"input {i} has {now.channels[i]} channels (shape "
                     f"{tuple(inputs[i].shape)}); the fit saw {self.channels[i]}"
                 )
 
 
-def check_inputs(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+def check_inputs(inputs: tuple[Tensor, ...], model: nn.Module) -> None:
     """Raise for inputs of no or different lengths, other types than the model's, NaN or Inf."""
-    check_types(inputs, dtype)
+    check_types(inputs, model)
     check_finite(inputs)
 
 
-def check_types(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-    """Raise for empty inputs, other numbers of examples or floating-point types than expected."""
+def check_types(inputs: tuple[Tensor, ...], model: nn.Module) -> None:
+    """Raise for empty inputs, other numbers of examples or a type that no parameter has."""
     if len({x.shape[:1] for x in inputs}) > 1:
         raise ValueError(
             f"inputs have shapes {[tuple(x.shape) for x in inputs]}; expected as many examples "
@@ -81,7 +83,8 @@ def check_types(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     for i, x in enumerate(inputs):
         if x.numel() == 0:
             raise ValueError(f"input {i} is empty: shape {tuple(x.shape)}")
-        if x.is_floating_point() and x.dtype != dtype:
+        if x.is_floating_point() and x.dtype != (dtype := dtype_of(model)) and not any(
+                x.dtype == parameter.dtype for parameter in model.parameters()):
             raise TypeError(
                 f"input {i} has dtype {x.dtype}; the model's parameters are {dtype}. Convert "
                 f"it with .to({dtype})"

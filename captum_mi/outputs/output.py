@@ -99,6 +99,7 @@ def gather(per_class: Tensor, index: Tensor) -> Tensor:
 
 
 def check_probabilities(flat: Tensor, sum_to_one: bool) -> None:
+    flat = flat.detach()
     low, high = float(flat.min()), float(flat.max())
     if low < -1e-4 or high > 1 + 1e-4:
         raise ValueError(

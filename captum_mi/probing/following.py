@@ -9,23 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from captum_mi.model.arguments import chunks, copied, replaced
-from captum_mi.model.hooks import observe
+from captum_mi.model.hooks import OnRepeat, observe
 from captum_mi.probing.sites import Site
+from captum_mi.probing.strides import downsampled
 
 __all__ = ["following", "seeing"]
 
 _EXAMPLES = 8  # at most, to find out
 _ASTRAY = 2  # times what changes may lie further on along other axes, as by chance
 _MOVED = 0.005  # of the grid: what changes must lie so much further on, at least
+_FEW = 2  # positions along each axis: whatever changes may lie anywhere
+_STRAYED = 0.1  # of the grid: what changes lies so much further on along another axis
 _MOVED_ALONE = 0.05  # the same for a single axis, with no other to compare it with
 
 
 @torch.no_grad()
 def seeing(
     model: nn.Module, names: Sequence[str], inputs: tuple[Tensor, ...], args: tuple[Any, ...],
-    i: int,
+    i: int, on_repeat: OnRepeat = "error",
 ) -> list[str]:
-    """Which layers return something else when input ``i`` is turned round."""
+    """Which layers return something else when input ``i`` is turned round, in the call that counts
+    of those that run several times; in any call where that is an error."""
 
     def sums_of(given: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
         seen: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -45,7 +49,9 @@ def seeing(
         after = sums_of(replaced(inputs, i, turned))
     except Exception:  # of the user's code: nothing is known
         return list(names)
-    return [name for name in names if not all(map(torch.equal, before[name], after[name]))]
+    counted = {"first": slice(0, 1), "last": slice(-1, None), "error": slice(None)}[on_repeat]
+    return [name for name in names
+            if not all(map(torch.equal, before[name][counted], after[name][counted]))]
 
 
 @torch.no_grad()
@@ -70,18 +76,27 @@ def following(
         args: additional forward arguments.
         map_input: index of the input; ``None`` for any.
     """
-    few, args, _ = next(chunks(inputs, args, None, _EXAMPLES))
-    count = max((site.position_axes for site in sites.values()), default=0)
+    if not sites:
+        return []
+    few, few_args, _ = next(chunks(inputs, args, None, _EXAMPLES))
+    try:
+        before = _mixed_layers(model, sites, few, few_args)
+    except Exception:  # of the user's code: it takes whole batches alone
+        few, few_args = inputs, args
+        before = _mixed_layers(model, sites, few, few_args)
+    count = max(site.position_axes for site in sites.values())
     chosen = range(len(few)) if map_input is None else [map_input]
     telling = [i for i in chosen if few[i].dim() > count]
     found: set[str] = set()
-    before = _mixed_layers(model, sites, few, args)
     for i in telling:
-        moved = _moved(model, sites, few, args, i, before)
+        moved = _moved(model, sites, few, few_args, i, before)
         if moved is None:
             return list(sites)
-        found |= {name for name, one in moved.items()
-                  if _follows(one, tuple(before[name].shape[1:-1]))}
+        for name, one in moved.items():
+            grid = tuple(before[name].shape[1:-1])
+            is_image = _is_image_of(few[i], sites[name], grid)
+            if _follows(one, grid) or (is_image and not _strays(one, grid)):
+                found.add(name)
     return [name for name in sites if name in found or not telling]
 
 
@@ -157,6 +172,30 @@ def _centre(energy: Tensor) -> Tensor:
         along = energy.movedim(axis, -1).flatten(0, -2).sum(0)
         centres.append(along @ places / along.sum())
     return torch.stack(centres)
+
+
+def _is_image_of(x: Tensor, site: Site, grid: tuple[int, ...]) -> bool:
+    """Whether a layer's grid is an image's, or a volume's, at a common stride.
+
+    Such positions are places unless they stray: where each sees nearly all of the image, as in the
+    last layers of a deep network on a small one, what changes may lie anywhere.
+    """
+    return site.layout == "channels_first" and x.dim() == len(grid) + 2 > 3 and (
+        downsampled(grid, tuple(x.shape[2:])))
+
+
+def _strays(moved: Tensor, grid: tuple[int, ...]) -> bool:
+    """Whether what changes moves along other axes of the layer than the image's own, or nothing
+    changes, as in what never sees the image. Two positions along an axis are too few to tell."""
+    spatial = moved[1:]
+    if not bool(spatial.isfinite().any()):
+        return True
+    if max(grid) <= _FEW:
+        return False
+    spatial = spatial.nan_to_num(0.0).abs()
+    along = spatial.diagonal()
+    across = (spatial - torch.diag(along)).amax(0)
+    return bool(((across > _STRAYED) & (across * _ASTRAY > along)).any())
 
 
 def _follows(moved: Tensor, grid: tuple[int, ...]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from captum_mi.model.batches import Batch
-from captum_mi.model.hooks import LayerOutput
+from captum_mi.model.hooks import LayerOutput, OnRepeat
 from captum_mi.probing.design import Design
 from captum_mi.probing.following import following, seeing
 from captum_mi.probing.sites import Site
@@ -17,10 +17,11 @@ __all__ = ["warn_of_guesses", "warn_of_layers_of_other_inputs", "warn_of_other_p
 
 
 def warn_of_layers_of_other_inputs(
-    model: nn.Module, layers: Sequence[str], batch: Batch, map_input: int
+    model: nn.Module, layers: Sequence[str], batch: Batch, map_input: int, on_repeat: OnRepeat
 ) -> None:
-    """A map of an input can only be read off layers that see it."""
-    seen = seeing(model, layers, batch.inputs, batch.additional_forward_args, map_input)
+    """A map of an input can only be read off layers that see it, in the call that counts."""
+    seen = seeing(
+        model, layers, batch.inputs, batch.additional_forward_args, map_input, on_repeat)
     for layer in dict.fromkeys(layers):
         if layer not in seen:
             warn(

@@ -51,23 +51,32 @@ def places_of(
         batch: one batch.
         mapped: the input that positions are places in.
     """
-    seen = [_ReceptiveFields(site.position_axes) for site in sites]
-    n = len(batch.inputs[0])
+    try:
+        seen = _seen(passes, sites, batch, mapped, _AT_ONCE)
+    except Exception:  # of the user's code: it takes whole batches alone
+        seen = _seen(passes, sites, batch, mapped, len(batch.inputs[0]))
+    return tuple(one.places(mapped.of(batch.inputs), mapped.first_axis) for one in seen)
+
+
+def _seen(
+    passes: Passes, sites: Sequence[Site], batch: Batch, mapped: MapInput, at_once: int
+) -> list[_ReceptiveFields]:
+    """What each site's positions see, told by so many examples at once."""
+    seen = [_ReceptiveFields(site.position_axes, at_once) for site in sites]
     if mapped.of(batch.inputs).is_floating_point():
-        for inputs, args, _ in chunks(
-                batch.inputs, batch.additional_forward_args, None, _AT_ONCE):
+        for inputs, args, _ in chunks(batch.inputs, batch.additional_forward_args, None, at_once):
             x = mapped.of(inputs).detach().clone().requires_grad_()
             layers = passes.features(mapped.replaced(inputs, x), args, layers_of(sites))
             for site, one in zip(sites, seen):
-                one.update(site.of(layers), x, mapped.first_axis, n)
-    return tuple(one.places(mapped.of(batch.inputs), mapped.first_axis) for one in seen)
+                one.update(site.of(layers), x, mapped.first_axis, len(batch.inputs[0]))
+    return seen
 
 
 class _ReceptiveFields:
     """What the positions of one site see of an input, batch by batch."""
 
-    def __init__(self, axes: int) -> None:
-        self.axes = axes
+    def __init__(self, axes: int, at_once: int) -> None:
+        self.axes, self.at_once = axes, at_once
         self.grid: tuple[int, ...] = ()
         self._mixtures: Iterator[Tensor] | None = None
         self._offsets: list[Tensor] = []
@@ -80,7 +89,7 @@ class _ReceptiveFields:
         self.grid = tuple(features.shape[2:])
         middle = _middle(features)
         if self._mixtures is None:
-            self._mixtures = iter(_mixtures(middle, n).split(_AT_ONCE))
+            self._mixtures = iter(_mixtures(middle, n).split(self.at_once))
         mixture = next(self._mixtures)
         energy = _squared_gradient((middle * mixture).sum(), x)
         if energy is None:

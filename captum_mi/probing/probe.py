@@ -12,7 +12,7 @@ from captum_mi.grid import finest
 from captum_mi.model.arguments import has_rows
 from captum_mi.model.batches import Batch
 from captum_mi.model.inputs import Signature, check_inputs
-from captum_mi.model.modules import dtype_of
+from captum_mi.model.modules import modules_of
 from captum_mi.model.passes import Pass, Passes
 from captum_mi.model.replay import Replay
 from captum_mi.outputs import OutputKind, resolve_kind
@@ -44,7 +44,8 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
     """Stages with the position axes of the inputs, or of the one that the map belongs to.
 
     Features of sequences ``(N, L, C)`` may look like those of signals ``(N, C, L)``. Where they
-    keep the inputs' length, that way counts in which more stages follow the inputs.
+    keep the inputs' length, that way counts in which more stages follow the inputs, and of equally
+    many the one in which layers normalise or attend.
 
     Returns:
         The stages, and the design with what they say about channels.
@@ -59,7 +60,9 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
     if design.channel_axis is None and lengths:
         last = dataclasses.replace(design, channel_axis="last")
         others = _stages(model, batch, axes, last)
-        if len(others) > len(stages) and _lengths_of(model, batch, last, others) <= lengths:
+        more = len(others) - len(stages)
+        if (more > 0 or (more == 0 and _reads_last_axis(model, others))) and (
+                _lengths_of(model, batch, last, others) <= lengths):
             return others, last
     if not stages:
         shapes = [tuple(x.shape) for x in batch.inputs]
@@ -83,6 +86,25 @@ def _lengths_of(model: nn.Module, batch: Batch, design: Design, layers: list[str
     passes = Passes(model, layers, None, design.on_repeat)
     found = passes.first(batch.inputs, batch.additional_forward_args).layers.values()
     return {one.shape[1] for one in found if isinstance(one, Tensor)}
+
+
+def _named_design(model: nn.Module, batch: Batch, design: Design, layers: list[str]) -> Design:
+    """The design, with channels last where layers that were named normalise or attend along the
+    last axis of sequences, and keep the inputs' length."""
+    lengths = {x.shape[1] for x in batch.inputs if x.dim() == 3 and x.is_floating_point()}
+    if design.channel_axis is None and lengths and _reads_last_axis(model, layers) and (
+            _lengths_of(model, batch, design, layers) <= lengths):
+        return dataclasses.replace(design, channel_axis="last")
+    return design
+
+
+def _reads_last_axis(model: nn.Module, layers: Sequence[str]) -> bool:
+    """Whether modules in layers take the last axis for channels, and none takes axis 1."""
+    modules = [module for name in layers for module in model.get_submodule(name).modules()]
+    return not any(isinstance(module, (nn.Conv1d, nn.BatchNorm1d)) for module in modules) and any(
+        isinstance(module, nn.MultiheadAttention)
+        or (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1)
+        for module in modules)
 
 
 def _position_axes(x: Tensor) -> int:
@@ -147,13 +169,15 @@ def probe(
             inputs.
     """
     inputs = batch.inputs
-    check_inputs(inputs, dtype_of(model))
+    check_inputs(inputs, model)
 
     def look_at(*layers: str) -> _Look:
         return _Look(model, batch, design, named, downstream, layers)
 
     stages: list[str] | None = None
-    if not named.layers:
+    if named.layers:
+        design = _named_design(model, batch, design, named.layers)
+    else:
         stages, design = _default_stages(model, batch, design)
     layers = named.layers or _default_layers(stages or [])
     check_named(layers, named.head_layers or [])
@@ -204,7 +228,8 @@ def _warn_of(
     if design.channel_axis is None:
         warn_of_guesses(model, sites, look.first.layers, batch.inputs)
     if design.map_input is not None and len(batch.inputs) > 1:
-        warn_of_layers_of_other_inputs(model, layers_of(sites), batch, design.map_input)
+        warn_of_layers_of_other_inputs(
+            model, layers_of(sites), batch, design.map_input, design.on_repeat)
     if named.layers is not None:
         warn_of_other_places(model, sites, batch, design)
 
@@ -223,10 +248,10 @@ def _output_kind(design: Design, first: Pass, is_prediction: bool) -> OutputKind
     return resolve_kind(asked, tuple(first.y.shape[1:]), is_prediction)
 
 
-def _channel_axis(x: Tensor, grid: tuple[int, ...], design: Design) -> int:
-    """Which axis of an input holds channels: another one may be longer than the fit saw it."""
+def _channel_axis(x: Tensor, grid: tuple[int, ...], design: Design) -> int | None:
+    """Which axis of an input holds channels, if one does: others may be longer than in the fit."""
     if not grid or x.dim() != len(grid) + 2:
-        return 1
+        return None
     first = first_spatial_axis(x, grid, design.channel_axis, design.input_channel_axis)
     return x.dim() - 1 if first == 1 else 1
 
@@ -251,11 +276,16 @@ def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool,
     if not same(len(inputs[0]), first.before) or not _can_be_cut_short(passes, batch, first):
         return False, False
     layer = passes.resumed(first)
-    if layer is None or args:
+    if layer is None or args or _is_watched(passes.model):
         return True, False
     last = first.layers[layer]
     assert isinstance(last, Tensor)
     return True, same(1, first.before.resume(last[:1]))
+
+
+def _is_watched(model: nn.Module) -> bool:
+    """Whether hooks of the user see what modules return, and so would see what stands for it."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules_of(model))
 
 
 def _can_be_cut_short(passes: Passes, batch: Batch, first: Pass) -> bool:

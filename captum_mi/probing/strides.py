@@ -38,12 +38,14 @@ def channels_are_last(
     That is so if its other axes, and not its last ones, are the grid's at a stride. Where both
     would do, it is so if its other axes are the grid itself and ``channel_axis`` says that
     features come that way, or if they suit a common stride better; not where axis 1 is shorter and
-    the last ones are the grid's at a stride for each.
+    the last ones are the grid's at a stride for each, or the last ones alone are the grid itself.
     """
     first, last = shape[2:], shape[1:-1]
     padded = all(abs(new - old) <= _ROUNDING for new, old in zip(grid, first))
-    if not downsampled(grid, last) or grid == first:
+    if not downsampled(grid, last):
         return False
+    if grid == first:
+        return grid == last and channel_axis == "last"
     if not (padded or downsampled(grid, first)):
         # A grid may have a stride for each axis, and images seldom have more channels than pixels.
         return shape[1] >= shape[-1] or not downsampled(grid, first, common=False)
