@@ -146,7 +146,7 @@ class BottleneckAttribution(InternalAttribution):
         if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
             raise TypeError(
                 f"model must be a torch.nn.Module, whose layers can be hooked; got "
-                f"{type(model).__name__}"
+                f"{type(model).__name__}. Wrap a function in a module that calls it"
             )
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise TypeError(
@@ -236,6 +236,11 @@ class BottleneckAttribution(InternalAttribution):
                 f"data, or {name}.load(path, model) for a saved fit"
             )
         return self._fit
+
+    def __repr__(self) -> str:
+        layers = ", ".join(self.layers) or "layers that fit finds"
+        state = "not fitted" if self._fit is None else "fitted"
+        return f"{type(self).__name__}({type(self.forward_func).__name__}: {layers}; {state})"
 
     def has_convergence_delta(self) -> bool:
         """False: information is not a decomposition of the output's value."""
@@ -558,13 +563,14 @@ class BottleneckAttribution(InternalAttribution):
         self._check_critics(fit, estimator)
         self._warn_if_changed(fit.watch.look()())
         args = _format_additional_forward_args(additional_forward_args) or ()
+        data = Data(loader, prepare_batch, args)
         walk = batches(loader, device_of(self.model), prepare_batch, args)
         passes, scale = self._reading_passes(), per_unit(unit)
         rows: list[Tensor] = []
         with self._reading(seed):
             fit.move_to(self.model)
             readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
-            for batch in bar(walk, "information", "batch", progress):
+            for batch in bar(walk, "information", "batch", progress, data.n_batches):
                 check_inputs(batch.inputs, self.model)
                 reader = Reader(
                     passes, fit.networks, readout, question, batch.inputs,

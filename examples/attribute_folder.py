@@ -65,7 +65,9 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder, searched recursively")
     parser.add_argument("--model", default="resnet50", help="torchvision name")
-    parser.add_argument("--weights", help="state_dict, or a name of torchvision's weights enum")
+    parser.add_argument("--weights", required=True,
+                        help="path of a state_dict, or a name of torchvision's weights enum, such "
+                             "as DEFAULT")
     parser.add_argument("--classes", type=int, default=1000,
                         help="outputs of a state_dict's network")
     parser.add_argument("--size", type=int, default=224, help="height and width of inputs")
@@ -110,14 +112,13 @@ def join_processes() -> tuple[int, int]:
 
 def build(options: argparse.Namespace) -> nn.Module:
     """The network in eval mode."""
-    if options.weights and not Path(options.weights).exists():
+    if not Path(options.weights).exists():
         weights = torchvision_weights(options.model, options.weights)
         return torchvision.models.get_model(options.model, weights=weights).eval()
     model = torchvision.models.get_model(options.model, num_classes=options.classes)
-    if options.weights:
-        state = torch.load(options.weights, map_location="cpu", weights_only=True)
-        model.load_state_dict({key: value.float() if value.is_floating_point() else value
-                               for key, value in state.items()})
+    state = torch.load(options.weights, map_location="cpu", weights_only=True)
+    model.load_state_dict({key: value.float() if value.is_floating_point() else value
+                           for key, value in state.items()})
     return model.eval()
 
 
@@ -194,8 +195,11 @@ def explained(
             target = torch.full_like(target, options.target)
         maps = attr.attribute(images, target).sum(1).cpu()
         if options.overlays:
-            for image, heat, i in zip(images.cpu(), maps, indices.tolist()):
-                overlay(image, heat).savefig(picture_of(folder, i, options), dpi=100)
+            for image, heat, i, wanted in zip(
+                    images.cpu(), maps, indices.tolist(), target.tolist()):
+                title = f"{folder.paths[i].name}: evidence for class {wanted}"
+                overlay(image, heat, title=title).savefig(
+                    picture_of(folder, i, options), dpi=100)
         yield maps, target.cpu()
 
 

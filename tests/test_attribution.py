@@ -527,3 +527,13 @@ def test_default_layers_of_a_shallow_network_and_of_one_without_positions(net, i
     mlp = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"found no stage with positions .*\(8, 4\)"):
         quick_fit(InfoBottleneckAttribution(mlp), [rows])
+
+
+def test_what_is_printed_is_short(net, images, quick_fit):
+    attr = InfoBottleneckAttribution(net)
+    assert repr(attr) == "InfoBottleneckAttribution(SmallNet: layers that fit finds; not fitted)"
+    history = quick_fit(attr, [images]).history
+    assert repr(attr).endswith("fitted)")
+    assert repr(history).startswith(f"History({len(history)} steps in ")
+    general = attr.information([images], progress=False)[attr.layers[0]]["general"]
+    assert repr(general) == f"{general.mean:.4g} ± {general.standard_error:.2g}"

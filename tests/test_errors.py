@@ -323,7 +323,7 @@ def test_fit_warnings(net, images):
     attr = LayerInfoBottleneckAttribution(net, "stage2")
     with pytest.warns(UserWarning, match="no better than the marginal"):
         attr.fit([images], steps=1, progress=False)
-    with pytest.warns(UserWarning, match="the distortion ended at .* nats, kappa is 5"):
+    with pytest.warns(UserWarning, match="changes the prediction by .* nats, and its target, kappa, is 5"):
         attr.fit([images], steps=2, kappa=5.0, progress=False)
 
 
@@ -468,10 +468,10 @@ def test_a_map_of_logits_is_no_number_of_classes(images):
 
 def test_the_distortion_that_is_told_is_one_that_was(net, images):
     attr = InfoBottleneckAttribution(net, "stage2")
-    with pytest.warns(UserWarning, match="the distortion ended at") as caught:
+    with pytest.warns(UserWarning, match="the noise changes the prediction by") as caught:
         attr.fit([images], 1, progress=False, bank_size=64)
-    told = next(str(one.message) for one in caught if "distortion ended" in str(one.message))
-    assert f"ended at {attr.history.distortion[-1]:.3g} nats" in told
+    told = next(str(one.message) for one in caught if "the noise changes" in str(one.message))
+    assert f"prediction by {attr.history.distortion[-1]:.3g} nats" in told
 
 
 def test_a_loader_of_single_labelled_examples(net, images):

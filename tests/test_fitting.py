@@ -312,7 +312,7 @@ def test_a_copy_with_parameters_that_are_integers_is_fine_tuned(net, images, qui
 
 def test_noise_everywhere_that_changes_nothing_is_said(recwarn):
     """The decision passes beside the chosen layers."""
-    for alpha, expected in ((0.99, "passes beside them"), (0.5, "fit for more steps")):
+    for alpha, expected in ((0.99, "passes beside them"), (0.5, "a smaller kappa, such as 0.1")):
         multiplier = Multiplier(None, 0.5, 1.0)
         multiplier.value = 1.0
         multiplier.update(0.1)

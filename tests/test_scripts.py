@@ -244,6 +244,14 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
     with safe_open(shards[0], "pt") as file:
         assert file.get_tensor("targets").tolist() == [3] * 4
     assert len(list((tmp_path / "two").glob("*.png"))) == 11
+    with safe_open(shards[0], "pt") as file:
+        maps = file.get_tensor("maps")
+    to_pil_image(255 - pixels).save(tmp_path / "images" / "part0" / "0.png")  # of the same name
+    monkeypatch.setattr(sys, "argv", [*again, "--target", "3"])
+    attribute_folder.main()
+    with safe_open(shards[0], "pt") as file:
+        assert not torch.equal(file.get_tensor("maps")[0], maps[0])
+    assert not list((tmp_path / "two").glob("*.png"))  # which were of earlier maps
     (tmp_path / "fit.safetensors").unlink()
     before = shards[0].stat().st_mtime_ns
     monkeypatch.setattr(sys, "argv", [*again, "--target", "3", "--seed", "1"])

@@ -33,6 +33,24 @@ def test_an_overlay_says_what_its_colours_mean(tmp_path):
     assert 2.9 < high <= 3
 
 
+def test_small_numbers_have_their_power_of_ten_in_the_unit():
+    heat = torch.linspace(0, 4e-5, 64).view(8, 8)
+    figure = overlay(torch.rand(1, 8, 8), heat, title="small")
+    figure.draw_without_rendering()
+    axis, bar = figure.axes
+    assert axis.get_title() == "small"
+    assert bar.get_ylabel() == "$10^{-5}$ nats / pixel"
+    assert "2" in [label.get_text() for label in bar.get_yticklabels()]
+
+
+def test_a_column_has_one_colour_map():
+    signed = torch.stack([torch.rand(8, 8), torch.rand(8, 8) - 0.5])
+    figure = panel(torch.rand(2, 1, 8, 8), {"signed": signed, "not": torch.rand(2, 8, 8)})
+    maps = [axis.images[0] for axis in figure.axes if axis.images and
+            axis.images[0].get_array().ndim == 2]
+    assert [one.get_cmap().name for one in maps] == ["RdBu_r", "Reds"] * 2
+
+
 def test_a_signal_is_drawn_before_its_map(tmp_path):
     signal = torch.stack([torch.arange(50.0), torch.full((50,), 7.0)])
     heat = torch.zeros(2, 50)

@@ -24,6 +24,6 @@ def test_changed_weights_are_said_at_the_call(net, images, quick_fit, call):
 
 
 def test_what_a_fit_warns_of_is_said_at_its_call(net, images):
-    with pytest.warns(UserWarning, match=r"kappa is 1e-08") as found:
+    with pytest.warns(UserWarning, match=r"kappa, is 1e-08") as found:
         InfoBottleneckAttribution(net, "stage2").fit([images], 3, kappa=1e-8, progress=False)
     assert {warning.filename for warning in found} == {__file__}

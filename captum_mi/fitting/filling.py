@@ -31,7 +31,8 @@ def fill_bank(
     kept: dict[Site, dict[Locals, list[Tensor]]] = {
         site: {kind: [] for kind in LOCALS} for site in sites}
     seen = found.first
-    for batch in bar(walk(), "bank", "batch", settings.progress):
+    shown = bar(walk(), "fit 3/3: bank", "batch", settings.progress, firsts.batches, stays=False)
+    for batch in shown:
         z = networks.standardise(firsts.layers(batch))
         logits = networks.alpha_logits(z)
         n = len(batch.inputs[0])

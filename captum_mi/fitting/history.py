@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["History"]
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """Terms of the objective, one value per step; all in nats unless said otherwise.
 
@@ -43,6 +43,13 @@ class History:
 
     def __len__(self) -> int:
         return len(self.distortion)
+
+    def __repr__(self) -> str:
+        held = "" if self.kappa is None else f" (kappa {self.kappa:.3g})"
+        ahead = self.recent("marginal") - self.recent("head")
+        return (f"History({len(self)} steps in {self.seconds:.0f} s: distortion "
+                f"{self.recent('distortion'):.3g} nats{held}, heads {ahead:.3g} nats ahead of the "
+                "marginal on held-out examples)")
 
     def append(self, **terms: float) -> None:
         """Add one step."""

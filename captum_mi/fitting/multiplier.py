@@ -61,13 +61,18 @@ class Multiplier:
         """Warn if the distortion ended far from kappa, with this alpha in the mean."""
         if self.kappa is None or abs(self.average - self.kappa) <= 0.5 * self.kappa:
             return
-        ended = f"the distortion ended at {self.average:.3g} nats, kappa is {self.kappa:.3g}"
+        ended = (f"at the end of the fit the noise changes the prediction by {self.average:.3g} "
+                 f"nats, and its target, kappa, is {self.kappa:.3g}")
         if self.average < self.kappa and alpha > _DROWNED:
             warn(
                 f"{ended}, although hardly anything of the chosen layers is left (alpha is "
                 f"{alpha:.2f} in the mean): what the prediction rests on passes beside them, as "
-                "through another branch of the model. Name layers that together all of it passes"
+                "through another branch of the model. Choose layers that every path from the "
+                "input to the output goes through, together"
             )
+        elif self.average < self.kappa:
+            warn(f"{ended}: the maps keep more than the decision needs. Fit for more steps, or "
+                 f"pass a smaller kappa, such as {self.average:.2g}")
         else:
-            warn(f"{ended}: fit for more steps, or choose a kappa nearer to what the bottleneck "
-                 "reaches")
+            warn(f"{ended}: the maps lack some of what the decision needs. Fit for more steps, or "
+                 f"pass a larger kappa, such as {self.average:.2g}")

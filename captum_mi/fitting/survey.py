@@ -106,7 +106,8 @@ def _seen(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Setting
     predictions: list[Tensor] = []
     labels: list[Tensor] = []
     held_out = torch.zeros((), dtype=torch.long, device=device_of(model))
-    shown = bar(walk(), "survey", "batch", settings.progress)
+    shown = bar(
+        walk(), "fit 1/3: moments", "batch", settings.progress, firsts.batches, stays=False)
     for batch in shown:
         check_inputs(batch.inputs, model)
         first = firsts.surveyed(batch)

@@ -105,6 +105,12 @@ class Trainer:
             del values["info_nce"]
         return values
 
+    def progress(self, values: dict[str, float]) -> str:
+        """How far a step's distortion is from its target."""
+        kappa = self.beta2.kappa
+        target = "" if kappa is None else f" of kappa {kappa:.3g}"
+        return f"distortion {values['distortion']:.3g}{target} nats"
+
     def _terms_and_gradients(self, batch: Batch, beta2: Tensor) -> tuple[Tensor | None, ...]:
         """Terms of a step, in the order of their names, and the gradient of each parameter."""
         networks = self.networks
@@ -294,15 +300,14 @@ def train(
     history = History(kappa=trainer.beta2.kappa)
     start = time.perf_counter()
     data = _endless(walk)
-    shown = bar(range(settings.steps), "fit", "step", settings.progress)
+    shown = bar(range(settings.steps), "fit 2/3: steps", "step", settings.progress)
     for step in shown:
         batch = next(data)
         check_inputs(batch.inputs, firsts.passes.model)
         values = trainer.step(batch)
         history.append(**values)
         if step % 10 == 0 or step == settings.steps - 1:
-            terms = ("distortion", "information", "capacity", "info_nce", "beta2")
-            shown.set_postfix({k: f"{values[k]:.3g}" for k in terms if k in values})
+            shown.set_postfix_str(trainer.progress(values), refresh=False)
     history.seconds = time.perf_counter() - start
     trainer.optimizer.zero_grad()
     if recorder is not None:
@@ -314,7 +319,6 @@ def train(
 def _warn_of(trainer: Trainer, history: History) -> None:
     """What a fit did not reach."""
     found = trainer.found
-    trainer.beta2.warn_if_missed(history.recent("alpha"))
     if trainer.critics and not any(history.info_nce):
         warn(
             "the critics were not trained: batches of one example have no negatives. Fit with "
@@ -333,3 +337,4 @@ def _warn_of(trainer: Trainer, history: History) -> None:
             f"against {marginal:.3g} nats): the maps will be empty or arbitrary. Fit for more "
             "steps or on more data, or choose a layer that knows more about y"
         )
+    trainer.beta2.warn_if_missed(history.recent("alpha"))

@@ -21,6 +21,9 @@ class Estimate(NamedTuple):
     mean: float
     standard_error: float
 
+    def __repr__(self) -> str:
+        return f"{self.mean:.4g} ± {self.standard_error:.2g}"
+
 
 def dataset_rows(reader: Reader) -> Tensor:
     """``(N, sites, 4)``: general, sufficient, redundant, capacity per position, in nats.

@@ -103,8 +103,8 @@ def unmatched(ranks: Sequence[int], axes: int, map_input: int | None) -> ValueEr
     matching = _matching(ranks, axes, map_input)
     if matching:
         return ValueError(
-            f"inputs {matching} all match the features' {axes} position axes; pass map_input= to "
-            "say which one the map belongs to"
+            f"inputs {matching} all match the features' {axes} position axes; say which one the "
+            f"map belongs to where the attribution is made, as with map_input={matching[0]}"
         )
     if map_input is not None:
         return ValueError(

@@ -66,6 +66,13 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
             return others, last
     if not stages:
         shapes = [tuple(x.shape) for x in batch.inputs]
+        if axes == 0:
+            raise ValueError(
+                f"found no stage with positions in {type(model).__name__} for inputs {shapes}: "
+                "inputs (N, features) have none. Use LayerInfoBottleneckAttribution(model, "
+                "layer=...) with the name of a layer, which gives one value per example; for a "
+                "value per feature, Captum's IntegratedGradients or ShapleyValueSampling"
+            )
         raise ValueError(
             f"found no stage with positions in {type(model).__name__} for inputs {shapes}; "
             "layers that run more than once in a pass are not looked at, nor are those whose "
