@@ -8,6 +8,7 @@ copyright = "2026, the captum_mi developers"
 release = version = __version__
 
 extensions = [
+    "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
