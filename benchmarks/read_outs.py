@@ -82,8 +82,8 @@ class Parts:
                 self.odds.append(grid(output.log_odds_ratio(q, index), site))
                 self.expected.append(grid(output.kl(q), site))
         self.alpha_logit = networks.alpha_map(z)
-        self.places = {tuple(z[site].shape[2:]): places
-                        for site, places in networks.places.items() if site in z}
+        self.places = {tuple(z[site].shape[2:]): [one.place for one in lattices]
+                       for site, lattices in networks.lattices.items() if site in z}
         self.default = attr.attribute(images, target).sum(1, keepdim=True)
 
     @property

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "Place", "centres", "finest", "locals_of", "n_positions", "on_grid", "resize",
+    "Lattice", "Place", "centres", "finest", "locals_of", "n_positions", "on_grid", "resize",
     "without_offsets",
 ]
 
@@ -30,6 +30,35 @@ class Place(NamedTuple):
 
     offset: float = 0.0
     scale: float = 1.0
+
+
+class Lattice(NamedTuple):
+    """Where positions lie along an axis, on a grid and in an input of the lengths that a fit saw.
+
+    Attributes:
+        place: there.
+        length: of the grid.
+        size: of the input.
+    """
+
+    place: Place
+    length: int
+    size: int
+
+    def at(self, length: int, size: int) -> Place:
+        """On a grid and in an input of other lengths.
+
+        As many samples apart and as far from the start of the input, as positions of a convolution
+        are. In the same shares of the input if these do not leave it the margin that they left, as
+        where a model brings its inputs to one size.
+        """
+        spacing = self.place.scale * self.size / self.length
+        left = (size - length * spacing) - (self.size - self.length * spacing)
+        if (length, size) == (self.length, self.size) or abs(left) > spacing:
+            return self.place
+        first = float(centres(self.length, self.place)[0]) * self.size
+        scale = spacing * length / size
+        return Place((first / size - 0.5) * length + (length - 1) / 2 * scale, scale)
 
 
 def without_offsets(places: Sequence[Place]) -> tuple[Place, ...]:

@@ -81,7 +81,7 @@ class Networks(nn.Module):
         self.sites, self.context = structure.sites, structure.context
         self.head_sites, self.tokens = structure.head_sites, structure.tokens
         self.mapped = structure.mapped
-        self.places = dict(zip(structure.sites + structure.head_sites, structure.places))
+        self.lattices = dict(zip(structure.sites + structure.head_sites, structure.lattices))
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context
         axes = max(site.position_axes for site in sites)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
-from captum_mi.grid import Place, centres, resize
+from captum_mi.grid import Lattice, Place, centres, resize
 from captum_mi.maps.halves import half_contrasts
 from captum_mi.maps.heatmap import joined, to_input
 
@@ -18,7 +18,8 @@ from captum_mi.maps.heatmap import joined, to_input
 def places_of(model, x, layer=None):
     attr = InfoBottleneckAttribution(model.eval(), layer)
     attr.fit([x], 1, progress=False, bank_size=64)
-    return attr.networks.places
+    return {site: tuple(one.place for one in lattices)
+            for site, lattices in attr.networks.lattices.items()}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -60,6 +61,26 @@ def test_convolutions_without_padding_leave_out_the_edges(kernel, stride, size, 
     assert found.scale == pytest.approx(stride * n / size)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "pad", "size", "n", "others"), [
+    (5, 1, 0, 24, 20, [(96, 92), (25, 21)]),  # without padding: 4 samples fewer at any size
+    (3, 4, 1, 32, 8, [(31, 8), (36, 9), (65, 17)]),
+    (4, 4, 0, 32, 8, [(33, 8), (64, 16)]),
+])
+def test_an_input_of_another_size_has_positions_where_they_look(
+        kernel, stride, pad, size, n, others):
+    first = (kernel - 1) / 2 - pad + 0.5  # the middle of what position 0 sees
+    scale = stride * n / size
+    lattice = Lattice(Place((first / size - 0.5) * n + (n - 1) / 2 * scale, scale), n, size)
+    for new_size, new_n in [(size, n), *others]:
+        found = centres(new_n, lattice.at(new_n, new_size)) * new_size
+        torch.testing.assert_close(found, first + stride * torch.arange(new_n).double())
+
+
+def test_a_model_that_resizes_its_inputs_has_positions_in_shares_of_them():
+    place = Place(-0.4, 1.0)
+    assert Lattice(place, 12, 96).at(12, 160) == place
+
+
 @pytest.mark.parametrize(("wide", "padding"), [(25, 0), (25, 12), (5, 0)])
 def test_evidence_of_a_bump_is_drawn_where_the_bump_is(wide, padding):
     """A planted truth: the sign of a bump decides, and a map says where it is."""
@@ -92,7 +113,7 @@ def test_evidence_of_a_bump_is_drawn_where_the_bump_is(wide, padding):
 def test_words_have_no_gradient():
     model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.Flatten(), nn.Linear(64, 3))
     found = places_of(model, torch.randint(9, (16, 8)), "1")
-    assert list(found.values()) == [(Place(),)]
+    assert list(found.values()) == [()]
 
 
 class _Refused(torch.autograd.Function):
@@ -129,7 +150,7 @@ class _Below(nn.Module):
 ])
 def test_a_fit_needs_no_gradient_below_the_layers(below):
     found = places_of(_Below(below), torch.randn(32, 3, 32, 32), "read")
-    assert list(found.values()) == [(Place(), Place())]
+    assert list(found.values()) == [()]
 
 
 def test_a_spot_is_drawn_where_its_position_looks():

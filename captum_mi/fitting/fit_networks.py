@@ -25,7 +25,7 @@ from captum_mi.model.weights import WeightWatch
 from captum_mi.probing.design import Design
 from captum_mi.probing.map_input import check_map_input
 from captum_mi.probing.named import Named
-from captum_mi.probing.placing import places_of
+from captum_mi.probing.placing import lattices_of
 from captum_mi.probing.probe import probe
 from captum_mi.probing.structure import Structure
 
@@ -113,8 +113,8 @@ def _placed(
         return structure
     passes = structure.passes(model, design.on_repeat, downstream, None)
     sites = structure.sites + structure.head_sites
-    found = places_of(passes, sites, batch, structure.mapped)
-    return dataclasses.replace(structure, places=found)
+    found = lattices_of(passes, sites, batch, structure.mapped)
+    return dataclasses.replace(structure, lattices=found)
 
 
 def _records_steps(model: nn.Module, base: nn.Module | None) -> bool:

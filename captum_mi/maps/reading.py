@@ -120,7 +120,9 @@ class Reader:
             return tuple(again._maps(information))
 
         given = layers if self.index is None else [*layers, self.index]
-        maps = recorder((self.question, information, *self.layers), self.networks, work, *given)
+        sizes = tuple(x.shape for x in self.inputs)  # which say where positions lie
+        name = (self.question, information, sizes, *self.layers)
+        maps = recorder(name, self.networks, work, *given)
         return cast(list[Tensor], list(maps))
 
     def _maps(self, information: Read) -> list[Tensor]:
@@ -143,7 +145,13 @@ class Reader:
         return [self._places_of(site) for site in sites]
 
     def _places_of(self, site: Site) -> tuple[Place, ...]:
-        return self.networks.places.get(site, ())
+        """Where positions lie along each axis of this batch's input; none known: in cells."""
+        lattices, mapped = self.networks.lattices.get(site, ()), self.networks.mapped
+        if mapped is None or not lattices:
+            return ()
+        grid = site.of(self.layers).shape[2:]
+        sizes = mapped.of(self.inputs).shape[mapped.first_axis :]
+        return tuple(one.at(n, size) for one, n, size in zip(lattices, grid, sizes))
 
     @cached_property
     def _finest(self) -> Site:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_mi import ranks
-from captum_mi.grid import Place
+from captum_mi.grid import Lattice, Place
 from captum_mi.model.arguments import chunks
 from captum_mi.model.batches import Batch
 from captum_mi.model.gradients import gradients_of
@@ -26,7 +26,7 @@ from captum_mi.model.preserve import isolated_randomness
 from captum_mi.probing.map_input import MapInput
 from captum_mi.probing.sites import Site, layers_of
 
-__all__ = ["places_of"]
+__all__ = ["lattices_of"]
 
 _AT_ONCE = 8  # examples, for all that lies below a layer is kept for its gradient
 _ERRORS = 3  # standard errors, above which an offset is told from none
@@ -34,9 +34,9 @@ _MOST = 0.5  # cells: further off are other positions
 _FELT = 1e-12  # of the largest square of a gradient: less is rounding
 
 
-def places_of(
+def lattices_of(
     passes: Passes, sites: Sequence[Site], batch: Batch, mapped: MapInput
-) -> tuple[tuple[Place, ...], ...]:
+) -> tuple[tuple[Lattice, ...], ...]:
     """Where the positions of each site lie along each axis of an input.
 
     The offset is told by the positions in the middle of a grid, which are far from the edges of
@@ -55,7 +55,7 @@ def places_of(
         seen = _seen(passes, sites, batch, mapped, _AT_ONCE)
     except Exception:  # of the user's code: it takes whole batches alone
         seen = _seen(passes, sites, batch, mapped, len(batch.inputs[0]))
-    return tuple(one.places(mapped.of(batch.inputs), mapped.first_axis) for one in seen)
+    return tuple(one.lattices(mapped.of(batch.inputs), mapped.first_axis) for one in seen)
 
 
 def _seen(
@@ -103,14 +103,15 @@ class _ReceptiveFields:
             self._supports[i].append(
                 _supports(features, mixture, x, i, first_axis + i, _candidates(length)))
 
-    def places(self, x: Tensor, first_axis: int) -> tuple[Place, ...]:
-        """Of an input of the shape of x."""
+    def lattices(self, x: Tensor, first_axis: int) -> tuple[Lattice, ...]:
+        """Of an input of the shape of x; none where nothing was seen."""
         if not self._offsets:
-            return (Place(),) * self.axes
+            return ()
         offsets = _told_from_zero(torch.cat(self._offsets))
+        sizes = x.shape[first_axis:]
         return tuple(
-            Place(offset, _scale(torch.cat(rows), length, x.shape[first_axis + i]))
-            for i, (offset, rows, length) in enumerate(zip(offsets, self._supports, self.grid))
+            Lattice(Place(offset, _scale(torch.cat(rows), length, size)), length, size)
+            for offset, rows, length, size in zip(offsets, self._supports, self.grid, sizes)
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mi.grid import Place
+from captum_mi.grid import Lattice, Place
 from captum_mi.model.hooks import OnRepeat
 from captum_mi.model.inputs import Signature
 from captum_mi.model.passes import Passes
@@ -39,7 +39,7 @@ class Structure:
         replays: whether a pass may skip what runs before the first site or after the last one.
         resumes: whether what the layer returned where recording ended is all that a second pass
             needs of what runs before.
-        places: where the positions of the sites, and then of the head sites, lie along each axis
+        lattices: where the positions of the sites, and then of the head sites, lie along each axis
             of that input (:mod:`captum_mi.probing.placing`); none: in the middles of cells.
     """
 
@@ -56,7 +56,7 @@ class Structure:
     mapped: MapInput | None
     replays: bool
     resumes: bool
-    places: tuple[tuple[Place, ...], ...] = ()
+    lattices: tuple[tuple[Lattice, ...], ...] = ()
 
     @property
     def layers(self) -> list[str]:
@@ -90,8 +90,9 @@ class Structure:
             for name in ("sites", "head_sites", "context", "tokens")
         }
         tuples = {name: tuple(values[name]) for name in ("y_shape", "output_shape")}
-        tuples["places"] = tuple(
-            tuple(Place(*axis) for axis in places) for places in values["places"])
+        tuples["lattices"] = tuple(
+            tuple(Lattice(Place(*place), length, size) for place, length, size in axes)
+            for axes in values["lattices"])
         signature = Signature(**{k: tuple(v) for k, v in values["signature"].items()})
         mapped = None if values["mapped"] is None else MapInput(**values["mapped"])
         return cls(**{**values, **sites, **tuples, "signature": signature, "mapped": mapped})
