@@ -259,6 +259,13 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
     assert shards[0].stat().st_mtime_ns > before
 
 
+def test_noisy_channel(tmp_path):
+    printed = run("benchmarks/noisy_channel.py", "--dimensions", 2, "--alphas", 0.5, "--steps", 2,
+                  "--seeds", 2, "--out", tmp_path / "channel")
+    assert "| 2 | 0.5 | 0.7" in printed  # the truth needs no steps
+    assert (tmp_path / "channel.csv").exists()
+
+
 def test_train_on_scenes(tmp_path):
     printed = run("benchmarks/train_on_scenes.py", "--model", "mobilenet_v3_small", "--train", 64,
                   "--test", 8, "--epochs", 1, "--out", tmp_path)
