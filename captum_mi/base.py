@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from captum._utils.common import (
@@ -18,17 +18,19 @@ from captum._utils.common import (
     _format_tensor_into_tuples,
 )
 from captum.attr._utils.attribution import InternalAttribution
-from captum.attr._utils.common import _format_input_baseline, _validate_input
 from torch import Tensor, nn
 
 from captum_mi import checkpoint, ranks
 from captum_mi.bottleneck import logit_of
+from captum_mi.critics import CriticKind
 from captum_mi.fitting.fit import Fit
 from captum_mi.fitting.fit_networks import fit_networks
 from captum_mi.fitting.history import History
-from captum_mi.fitting.settings import Settings
+from captum_mi.fitting.settings import Settings, Task
 from captum_mi.grid import Place
+from captum_mi.inference import InferenceKind
 from captum_mi.maps.alpha_refinement import shared_noise
+from captum_mi.maps.baselines import tensors_of
 from captum_mi.maps.heatmap import Unit, per_unit
 from captum_mi.maps.information import Estimate, dataset_rows, estimates
 from captum_mi.maps.question import Estimator, Information, Question, Weighting
@@ -45,9 +47,9 @@ from captum_mi.model.preserve import evaluation_mode, isolated_randomness
 from captum_mi.model.weights import WeightWatch, check_shapes, fingerprint, shapes
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind, PredictionKind
-from captum_mi.probing.design import CriticKind, Design, InferenceKind, MarginalKind, Noise
+from captum_mi.probing.design import Design, MarginalKind, Noise
 from captum_mi.probing.map_input import unmatched
-from captum_mi.probing.named import Layers, Named
+from captum_mi.probing.named import Layers, Named, counterpart
 from captum_mi.probing.sites import layers_of
 from captum_mi.probing.strides import ChannelAxis
 from captum_mi.probing.structure import Structure
@@ -263,7 +265,7 @@ class BottleneckAttribution(InternalAttribution):
         *,
         additional_forward_args: object = None,
         prepare_batch: Callable[[Any], Any] | None = None,
-        task: Literal["prediction", "labels"] = "prediction",
+        task: Task = "prediction",
         beta1: float = 1.0,
         beta2: float | None = None,
         kappa: float | None = None,
@@ -420,7 +422,7 @@ class BottleneckAttribution(InternalAttribution):
         passes, scale = self._reading_passes(), per_unit(unit)
         args = move(
             _format_additional_forward_args(additional_forward_args) or (), inputs[0].device)
-        blanks = _blanks(inputs, baselines, question)
+        blanks = tensors_of(baselines, inputs, question)
         results: list[list[list[Tensor]]] = [[] for _ in question.reads]
         reader: Reader | None = None
         with self._reading():
@@ -432,13 +434,13 @@ class BottleneckAttribution(InternalAttribution):
                 if reader is not None:
                     reader.check()
                 reader = Reader(
-                    passes, fit.networks, readout, question, part[: len(inputs)], part_args,
-                    part_index, fit.beta2, part[len(inputs) :],
+                    passes, fit, readout, question, part[: len(inputs)], part_args, part_index,
+                    part[len(inputs) :],
                 )
                 for read, parts in zip(question.reads, results):
-                    parts.append(reader.read(read, scale, fit.recorder))
+                    parts.append(reader.read(read, scale))
             assert reader is not None
-            finished = [finish([torch.cat(one) for one in zip(*parts)], reader.places)
+            finished = [finish([torch.cat(one) for one in zip(*parts)], reader.evidence.places)
                         for parts in results]
             result = finished[0] if len(finished) == 1 else _difference(*finished)
             unchanged = fit.watch.look()  # while a CUDA device is busy
@@ -573,10 +575,10 @@ class BottleneckAttribution(InternalAttribution):
             for batch in bar(walk, "information", "batch", progress, data.n_batches):
                 check_inputs(batch.inputs, self.model)
                 reader = Reader(
-                    passes, fit.networks, readout, question, batch.inputs,
-                    batch.additional_forward_args, None, fit.beta2,
+                    passes, fit, readout, question, batch.inputs, batch.additional_forward_args,
+                    None,
                 )
-                rows.append(dataset_rows(reader).cpu() * scale)
+                rows.append(dataset_rows(reader.evidence).cpu() * scale)
                 reader.check()
         every = ranks.gather_rows(torch.cat(rows).to(device_of(self.model))).cpu()
         return estimates([site.name for site in fit.structure.sites], every)
@@ -671,24 +673,11 @@ class BottleneckAttribution(InternalAttribution):
         bound = copy.copy(self)
         bound.forward_func = model
         if downstream is None:
-            downstream = _counterpart(self.downstream, self.forward_func, model)
+            downstream = counterpart(self.downstream, self.forward_func, model)
         bound.downstream = downstream
         bound._set_modules()
         bound._fit = dataclasses.replace(fit, base=None, watch=WeightWatch(model))
         return bound
-
-
-def _counterpart(
-    downstream: Callable[..., Tensor] | None, model: nn.Module, other: nn.Module
-) -> Callable[..., Tensor] | None:
-    """The other model's own, of a downstream function that is a part of a model or its method."""
-    owner = getattr(downstream, "__self__", downstream)
-    for name, module in model.named_modules():
-        if module is owner:
-            part = other.get_submodule(name)
-            method = getattr(downstream, "__name__", None) if owner is not downstream else None
-            return part if method is None else getattr(part, method)
-    return downstream
 
 
 def _difference(one: Any, other: Any) -> Any:
@@ -696,31 +685,6 @@ def _difference(one: Any, other: Any) -> Any:
     if isinstance(one, Tensor):
         return one - other
     return rebuilt(one, [_difference(*pair) for pair in zip(one, other)])
-
-
-def _blanks(
-    inputs: tuple[Tensor, ...], baselines: Any, question: Question
-) -> tuple[Tensor, ...]:
-    """Baselines, in any of Captum's forms, as tensors of the inputs' shapes; none but for shares.
-    """
-    if question.weighting != "shares":
-        if baselines is not None:
-            raise ValueError(
-                "baselines are what replaces blocks of the input, which only refine_steps=n with "
-                f"a target and weighting='shares' does; got "
-                f"refine_steps={question.refine_steps} and weighting {question.weighting!r}"
-            )
-        return ()
-    inputs, formatted = _format_input_baseline(inputs, baselines)
-    _validate_input(inputs, formatted)
-    blanks = []
-    for x, baseline in zip(inputs, formatted):
-        given = torch.as_tensor(baseline, device=x.device)
-        blank = given.to(x.dtype)
-        if not x.is_floating_point() and not torch.equal(blank.to(given.dtype), given):
-            raise ValueError(f"baselines={baseline} are no values of inputs of {x.dtype}")
-        blanks.append(blank.expand_as(x))
-    return tuple(blanks)
 
 
 def _alpha_tensor(alpha: float | Tensor) -> Tensor:

@@ -9,7 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConcatenatedCritic", "Critic", "SeparableCritic", "make_critic", "mlp"]
+__all__ = [
+    "ConcatenatedCritic", "Critic", "CriticKind", "SeparableCritic", "make_critic", "mlp",
+]
+
+CriticKind = Literal["separable", "concatenated"]
 
 
 def mlp(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
@@ -194,18 +198,11 @@ class ConcatenatedCritic(Critic):
 
 
 def make_critic(
-    kind: Literal["separable", "concatenated"],
+    kind: CriticKind,
     local_size: int,
     global_size: int,
     hidden: Sequence[int],
 ) -> Critic:
-    """Critic of a kind.
-
-    Raises:
-        ValueError: for an unknown kind.
-    """
-    if kind == "separable":
-        return SeparableCritic(local_size, global_size, hidden)
-    if kind == "concatenated":
-        return ConcatenatedCritic(local_size, global_size, hidden)
-    raise ValueError(f"critic must be 'separable' or 'concatenated'; got {kind!r}")
+    """Critic of a kind."""
+    made = {"separable": SeparableCritic, "concatenated": ConcatenatedCritic}
+    return made[kind](local_size, global_size, hidden)

@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from captum_mi.choices import check_choice
 from captum_mi.model.batches import Batch
 from captum_mi.model.modules import device_of
 from captum_mi.model.preserve import evaluation_mode
 
 __all__ = ["Draw", "Episode", "EpisodeLoader", "EpisodeSampler", "PrototypicalNetwork",
            "prototypes_of"]
+
+Distance = Literal["euclidean", "cosine"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +68,11 @@ class PrototypicalNetwork(nn.Module):
     def __init__(
         self,
         encoder: nn.Module | None = None,
-        distance: Literal["euclidean", "cosine"] = "euclidean",
+        distance: Distance = "euclidean",
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        if distance not in ("euclidean", "cosine"):
-            raise ValueError(f"distance must be 'euclidean' or 'cosine'; got {distance!r}")
+        check_choice("distance", distance, Distance)
         if not temperature > 0:
             raise ValueError(f"temperature must be greater than 0; got {temperature}")
         self.encoder = _resnet50() if encoder is None else encoder

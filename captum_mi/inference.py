@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from captum_mi.bottleneck import bounded_logit, logit_of
 from captum_mi.grid import n_positions, resize
 
-__all__ = ["FixedAlpha", "InferenceNetwork"]
+__all__ = ["FixedAlpha", "InferenceKind", "InferenceNetwork"]
+
+InferenceKind = Literal["conv", "mlp"]
 
 _CONV: dict[int, type[nn.Module]] = {0: nn.Conv1d, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _POINTWISE: dict[int, Callable[..., Tensor]] = {
@@ -61,7 +63,7 @@ class InferenceNetwork(nn.Module):
         self,
         channels: Sequence[int],
         position_axes: int,
-        kind: Literal["conv", "mlp"] = "conv",
+        kind: InferenceKind = "conv",
         width: int = 32,
         hidden: int = 64,
         initial_logit: float = -3.0,

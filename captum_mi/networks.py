@@ -80,7 +80,6 @@ class Networks(nn.Module):
         self.design = design
         self.sites, self.context = structure.sites, structure.context
         self.head_sites, self.tokens = structure.head_sites, structure.tokens
-        self.mapped = structure.mapped
         self.lattices = dict(zip(structure.sites + structure.head_sites, structure.lattices))
         self.output = output = make_output(structure.output, structure.y_shape)
         sites, context = self.sites, self.context

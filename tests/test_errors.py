@@ -398,7 +398,7 @@ def test_baselines_that_whole_numbers_cannot_be(quick_fit):
     model = nn.Sequential(nn.Embedding(10, 8), nn.Conv1d(6, 8, 1), nn.Flatten(), nn.Linear(64, 3))
     attr = quick_fit(InfoBottleneckAttribution(model, "0", head_layers=[]), [words])
     attr.attribute(words, 0, refine_steps=2, baselines=1)
-    with pytest.raises(ValueError, match=r"baselines=0.9 are no values of inputs of torch.int64"):
+    with pytest.raises(ValueError, match=r"baselines=0.9 cannot be values of an input"):
         attr.attribute(words, 0, refine_steps=2, baselines=0.9)
 
 

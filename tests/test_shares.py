@@ -251,7 +251,7 @@ def test_classes_of_a_global_layer_are_its_own(net, images, quick_fit, monkeypat
         measured.append(found)
         return evidence
 
-    monkeypatch.setattr("captum_mi.maps.reading.weighted", spy)
+    monkeypatch.setattr("captum_mi.maps.evidence.weighted", spy)
     for model, prefix, options in (
         (nn.Sequential(net, nn.Softmax(1)), "0.", {"global_layer": "0", "output": "categorical"}),
         (net, "", {}),

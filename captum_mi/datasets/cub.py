@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from captum_mi.choices import check_choice
 from captum_mi.datasets.view import View, box_mask, check_mode
 
 __all__ = ["CUB200", "Bird", "CUBSplit"]
 
+OnError = Literal["raise", "skip"]
 CUBSplit = Literal["all", "train", "test", "base", "validation", "novel"]
 
 _FOLDER = "CUB_200_2011"
@@ -74,13 +76,13 @@ class CUB200(Dataset[tuple[Tensor, int]]):
         root: str | Path,
         split: CUBSplit = "all",
         view: View | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         root = Path(root)
         self.root = root / _FOLDER if (root / _FOLDER).is_dir() else root
         self.view = view or View()
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip'; got {on_error!r}")
+        check_choice("split", split, CUBSplit)
+        check_choice("on_error", on_error, OnError)
         self.skipped: dict[str, int] = {}
         names = self._table("classes.txt", 2)
         self.classes = [fields[0] for _, fields in sorted(names.items())]
@@ -147,11 +149,6 @@ class CUB200(Dataset[tuple[Tensor, int]]):
             name = "train_test_split.txt"
             return lambda key: (_line(lines, key, name, str(key))[0] == "1") == (split == "train")
         remainders = {"base": (0, 2), "validation": (1,), "novel": (3,)}
-        if split not in remainders:
-            raise ValueError(
-                "split must be 'all', 'train', 'test', 'base', 'validation' or 'novel'; got "
-                f"{split!r}"
-            )
 
         def in_classes(key: int) -> bool:
             return self._label(labels, key, str(key)) % 4 in remainders[split]

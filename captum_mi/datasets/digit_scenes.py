@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_mi.choices import check_choice
+
 __all__ = ["SIZE", "Scenes", "make_scenes"]
+
+SceneSplit = Literal["train", "test"]
 
 #: Height and width of a scene in pixels.
 SIZE = 48
@@ -42,7 +46,7 @@ class Scenes(NamedTuple):
 def make_scenes(
     n: int,
     objects: int = 1,
-    split: Literal["train", "test"] = "train",
+    split: SceneSplit = "train",
     seed: int = 0,
 ) -> Scenes:
     """Draw scenes.
@@ -85,8 +89,7 @@ def make_scenes(
 
 
 def _scans(split: str) -> tuple[Tensor, np.ndarray]:
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
+    check_choice("split", split, SceneSplit)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

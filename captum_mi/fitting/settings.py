@@ -8,9 +8,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from captum_mi.choices import check_choice
 from captum_mi.model.batches import Batch
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "Task"]
+
+Task = Literal["prediction", "labels"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Settings:
     steps: int
     lr: float
     weight_decay: float
-    task: Literal["prediction", "labels"]
+    task: Task
     beta1: float
     beta2: float | None
     kappa: float | None
@@ -39,8 +42,7 @@ class Settings:
         for name in ("lr", "base_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number > 0; got {getattr(self, name)}")
-        if self.task not in ("prediction", "labels"):
-            raise ValueError(f"task must be 'prediction' or 'labels'; got {self.task!r}")
+        check_choice("task", self.task, Task)
         if self.beta2 is not None and self.kappa is not None:
             raise ValueError("beta2 and kappa exclude each other: kappa holds beta2; pass one")
         for name in ("beta1", "beta2"):

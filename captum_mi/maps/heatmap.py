@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_mi.choices import check_choice
 from captum_mi.grid import Place, finest, n_positions, resize, without_offsets
-from captum_mi.probing.design import check_choice
 
 __all__ = ["Unit", "combine", "joined", "per_unit", "to_input", "zeros_for"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.bottleneck import inject_noise
-from captum_mi.maps.reading import Reader
+from captum_mi.maps.evidence import Evidence
 
 __all__ = ["Estimate", "dataset_rows", "estimates"]
 
@@ -25,20 +25,20 @@ class Estimate(NamedTuple):
         return f"{self.mean:.4g} ± {self.standard_error:.2g}"
 
 
-def dataset_rows(reader: Reader) -> Tensor:
+def dataset_rows(evidence: Evidence) -> Tensor:
     """``(N, sites, 4)``: general, sufficient, redundant, capacity per position, in nats.
 
     Sufficient information is read off noised features, with noise of the global generator.
     """
-    networks = reader.networks
-    capacities = networks.capacity(reader.z, reader.logits)
+    networks = evidence.networks
+    capacities = networks.capacity(evidence.z, evidence.logits)
     rows = []
     for site in networks.sites:
-        z = reader.z[site]
-        noised = inject_noise(z, reader.logits[site], torch.randn_like(z))
-        general = reader.expected(site, z, "clean")
-        silent = reader.silent(site)[..., 0]
-        sufficient = reader.expected(site, noised, "noised").masked_fill(silent, 0.0)
+        z = evidence.z[site]
+        noised = inject_noise(z, evidence.logits[site], torch.randn_like(z))
+        general = evidence.expected(site, z, "clean")
+        silent = evidence.silent(site)[..., 0]
+        sufficient = evidence.expected(site, noised, "noised").masked_fill(silent, 0.0)
         capacity = capacities[site].sum(1, keepdim=True).flatten(1)
         values = (general, sufficient, general - sufficient, capacity)
         rows.append(torch.stack([value.mean(1) for value in values], 1))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal
 
-from captum_mi.probing.design import check_choice
+from captum_mi.choices import check_choice
 from captum_mi.probing.structure import Structure
 
 __all__ = ["Estimator", "Information", "Question", "Read", "Weighting"]
@@ -80,8 +80,8 @@ class Question:
             )
         if weighting == "shares" and not shares:
             raise ValueError(
-                "weighting='shares' needs a prediction of classes and a number of blocks to "
-                f"remove, such as refine_steps=9; got refine_steps={refine_steps}"
+                "weighting='shares' needs a prediction of classes and forward passes to measure "
+                f"with, such as refine_steps=9; got refine_steps={refine_steps}"
                 f"{'' if structure.has_shares else ' and a prediction without classes'}"
             )
         return cls(information, estimator, weighting, refine_steps, joined=joined)

@@ -43,6 +43,9 @@ def _hottest_first(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 def inside_box(maps: Tensor, masks: Tensor) -> Tensor:
     """Share of the top-n pixels that lie on the object, n being the object's pixels.
 
+    With boxes as in Schulz et al., 2020, https://arxiv.org/abs/2001.00396; with masks it is the
+    relevance rank accuracy of Arras et al., 2022, https://arxiv.org/abs/2003.07258.
+
     Args:
         maps: heat ``(N, H, W)``.
         masks: object ``(N, H, W)``, boolean.

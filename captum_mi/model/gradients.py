@@ -24,9 +24,9 @@ def gradients_of(
             value, variables, retain_graph=retain_graph, allow_unused=True)
     except CheckpointError as error:
         raise RuntimeError(
-            "the model computes what is after a chosen layer anew while gradients are taken "
-            "(torch.utils.checkpoint), and then without the noise at that layer; switch that off, "
-            "as with use_checkpoint=False or model.gradient_checkpointing_disable()"
+            "activation checkpointing (torch.utils.checkpoint) computes the layers after the "
+            "bottleneck anew while gradients are taken, and then without its noise; switch it "
+            "off, as with use_checkpoint=False or model.gradient_checkpointing_disable()"
         ) from error
 
 

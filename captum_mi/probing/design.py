@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from captum_mi.choices import check_choice
+from captum_mi.critics import CriticKind
+from captum_mi.inference import InferenceKind
 from captum_mi.model.hooks import OnRepeat
 from captum_mi.outputs import OutputKind, PredictionKind
 from captum_mi.probing.strides import ChannelAxis
 
-__all__ = ["CriticKind", "Design", "InferenceKind", "MarginalKind", "Noise", "check_choice"]
+__all__ = ["Design", "MarginalKind", "Noise"]
 
 Noise = Literal["matched", "standard"]
-InferenceKind = Literal["conv", "mlp"]
-CriticKind = Literal["separable", "concatenated"]
 MarginalKind = Literal["data", "uniform"]
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise ``ValueError`` if a value is not among the choices of a ``Literal`` type."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {get_args(choices)}; got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
-"""The layers that the user has named, by which a fit knows what to read."""
+"""Parts of a model that the user has named, and their counterparts in another copy of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from captum_mi.model.hooks import layer_names
 
-__all__ = ["Layers", "Named", "check_named"]
+__all__ = ["Layers", "Named", "check_named", "counterpart"]
 
 #: As users give layers: a module of the model, its dotted name, or a list of them.
 Layers = str | nn.Module | Sequence[str | nn.Module]
@@ -88,3 +88,16 @@ def check_named(layers: list[str], head_layers: list[str]) -> None:
             f"head_layers names {sorted(repeated)}, which layer names already: those have heads "
             "of their own"
         )
+
+
+def counterpart(
+    downstream: Callable[..., Tensor] | None, model: nn.Module, other: nn.Module
+) -> Callable[..., Tensor] | None:
+    """The other model's own, of a downstream function that is a part of a model or its method."""
+    owner = getattr(downstream, "__self__", downstream)
+    for name, module in model.named_modules():
+        if module is owner:
+            part = other.get_submodule(name)
+            method = getattr(downstream, "__name__", None) if owner is not downstream else None
+            return part if method is None else getattr(part, method)
+    return downstream

@@ -1,0 +1,179 @@
+"""Information per position that captured layers tell, by our own networks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_mi.grid import Place, on_grid, resize, without_offsets
+from captum_mi.maps.heatmap import joined
+from captum_mi.maps.posterior import capacity_prior, position_posterior
+from captum_mi.maps.question import Question, Read
+from captum_mi.maps.readout import Readout
+from captum_mi.maps.weighting import Measured, weighted
+from captum_mi.model.hooks import LayerOutput
+from captum_mi.networks import Locals, Networks
+from captum_mi.probing.sites import Site
+
+__all__ = ["Evidence"]
+
+Logits = dict[Site, Tensor]
+
+
+class Evidence:
+    """What a batch's layers tell, computed when it is asked for, and once.
+
+    Args:
+        networks: the fit.
+        readout: from heads to evidence.
+        question: what is asked.
+        layers: captured layers of a first pass.
+        args: additional forward arguments of the batch, for a downstream function.
+        index: classes ``(N, S)`` whose evidence is read, ``None`` for the expectation.
+        places: where the positions of each site lie; sites without: in the middles of cells.
+        infer: from standardised features to the logit of alpha for each noised site.
+        y: the global representation, which critics score.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        readout: Readout,
+        question: Question,
+        layers: dict[str, LayerOutput],
+        args: tuple[Any, ...],
+        index: Tensor | None,
+        places: Mapping[Site, Sequence[Place]],
+        infer: Callable[[dict[Site, Tensor]], Logits],
+        y: Tensor | None = None,
+    ) -> None:
+        self.networks, self.readout, self.question = networks, readout, question
+        self.layers, self.args, self.index, self.y = layers, args, index, y
+        self._places, self._infer = places, infer
+        self._parameters: dict[tuple[Site, bool], Tensor] = {}
+
+    @cached_property
+    def z(self) -> dict[Site, Tensor]:
+        """Standardised features of every site."""
+        return self.networks.standardise(self.layers)
+
+    @cached_property
+    def logits(self) -> Logits:
+        """Logit of alpha for each noised site."""
+        return self._infer(self.z)
+
+    @cached_property
+    def finest(self) -> Site:
+        """The site with the most positions."""
+        return self.networks.finest_site({
+            site: site.of(self.layers) for site in self.networks.sites})
+
+    @property
+    def places(self) -> list[tuple[Place, ...]]:
+        """Where the positions of each map lie in the input."""
+        sites = (self.finest,) if self.question.joined else self.networks.sites
+        return [self._places_of(site) for site in sites]
+
+    def _places_of(self, site: Site) -> tuple[Place, ...]:
+        return tuple(self._places.get(site, ()))
+
+    def maps(self, information: Read, measured: Measured | None = None) -> list[Tensor]:
+        """Maps ``(N, M, *positions)`` of each site, or of the layers joined; for a class, weighted
+        as the question asks, with what was measured."""
+        maps = [self._values(site, information) for site in self.networks.sites]
+        if self.index is None or self.question.weighting == "none":
+            return maps
+        witnesses = [*self._log_odds(information, self.index), *self._head_evidence()]
+        posterior = position_posterior(witnesses, self._prior(information))
+        if self.question.joined:
+            maps = [joined(maps, [self._places_of(site) for site in self.networks.sites])]
+        return [weighted(one, posterior, measured, places)
+                for one, places in zip(maps, self.places)]
+
+    def _log_odds(self, information: Read, index: Tensor) -> list[Tensor]:
+        """Log odds ratios of a class at the noised sites, whose evidence levels at certainty.
+
+        They see the same pixels, so they are one witness, and each has its share in it.
+        """
+        noised, found = information == "sufficient", []
+        for site in self.networks.sites:
+            parameters = self._head(site, noised)
+            ratio = self.readout.log_odds_ratio(parameters, index, self.args)[..., None]
+            ratio = self._silenced(site, ratio) if noised else ratio
+            ratio = on_grid(ratio, self.z[site].shape[2:]) / len(self.networks.sites)
+            found.append(self._aligned(site, ratio))
+        return found
+
+    def _head_evidence(self) -> list[Tensor]:
+        """Evidence for a class at the sites that have a head alone."""
+        return [self._aligned(site, self._values(site, "general"))
+                for site in self.networks.head_sites]
+
+    def _aligned(self, site: Site, one: Tensor) -> Tensor:
+        """A site's map as it is, or on the finest grid if its positions lie further apart, in
+        cells, or closer together: as of convolutions that leave out the edges."""
+        apart, wanted = (
+            without_offsets(self._places_of(of)) for of in (site, self.finest))
+        if not apart or apart == wanted:
+            return one
+        return resize(one, self.z[self.finest].shape[2:], apart, wanted)
+
+    def _prior(self, information: Read) -> Tensor:
+        """What the bottleneck lets pass at each position of the finest grid; all, if general."""
+        if information == "general":  # alpha need not be inferred
+            return torch.ones_like(self.z[self.finest][:, :1])
+        return capacity_prior(self.logits[self.finest])
+
+    def _values(self, site: Site, information: Read) -> Tensor:
+        """``(N, M, *positions)``: the estimator's value at every position of a site."""
+        noised = information == "sufficient"
+        values = self._estimated(site, noised)
+        values = self._silenced(site, values) if noised else values
+        return on_grid(values, self.z[site].shape[2:])
+
+    def _silenced(self, site: Site, values: Tensor) -> Tensor:
+        """Values ``(N, P, M)`` of x': pure noise says nothing, whatever is made of its mean."""
+        return values.masked_fill_(self.silent(site), 0.0)
+
+    def silent(self, site: Site) -> Tensor:
+        """Where alpha is 1, ``(N, P, 1)``."""
+        return (torch.sigmoid(self.logits[site]) == 1).flatten(1)[..., None]
+
+    def _estimated(self, site: Site, noised: bool) -> Tensor:
+        if self.question.estimator == "infomax":
+            kind: Locals = "mean" if noised else "clean"
+            return self._pointwise(site, self._features(site, noised), kind)[..., None]
+        parameters = self._head(site, noised)
+        if self.question.classes:
+            return self.readout.evidence(parameters, self.args)
+        if self.index is None:
+            return self.readout.kl(parameters)[..., None]
+        return self.readout.evidence_for(parameters, self.index, self.args)[..., None]
+
+    def _features(self, site: Site, noised: bool) -> Tensor:
+        """Clean features of a site, or x' at its mean."""
+        z = self.z[site]
+        return self.networks.mean_signal(z, self.logits[site]) if noised else z
+
+    def _head(self, site: Site, noised: bool) -> Tensor:
+        """Parameters of q at every position, computed once."""
+        if (site, noised) not in self._parameters:
+            features = self._features(site, noised)
+            self._parameters[site, noised] = self.networks.head(
+                site, features, "mean" if noised else "clean")
+        return self._parameters[site, noised]
+
+    def _pointwise(self, site: Site, features: Tensor, kind: Locals) -> Tensor:
+        """``(N, P)``: the critic's pointwise mutual information of features and y."""
+        assert self.y is not None
+        return self.networks.pointwise_information(site, features, self.y, kind)
+
+    def expected(self, site: Site, features: Tensor, kind: Locals) -> Tensor:
+        """``(N, P)``: the estimator's value of features, in expectation over classes."""
+        if self.question.estimator == "infomax":
+            return self._pointwise(site, features, kind)
+        return self.readout.kl(self.networks.head(site, features, kind))
