@@ -26,7 +26,7 @@ from torchvision.datasets import STL10, ImageFolder
 from captum_mi.datasets import IndexedPhotographs, View
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from torchvision_weights import torchvision_weights
+from networks import classes_of, torchvision_weights
 
 Split = Literal["train", "validation"]
 
@@ -97,27 +97,21 @@ def load_model(
             torchvision weights enum (``DEFAULT``), or ``None`` for what the factory returns.
         plain: the view of networks without a preset.
     """
-    view = plain
     if ":" in name:
         module, factory = name.split(":")
         build: Callable[..., nn.Module] = getattr(importlib.import_module(module), factory)
         model = build()
-    elif weights is not None and not Path(weights).exists():
+        if weights is not None:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        return model.eval(), plain
+    if weights is None:
+        raise ValueError("a torchvision network needs --weights: a file, or an enum's name")
+    if not Path(weights).exists():
         choice = torchvision_weights(name, weights)
         preset = choice.transforms()
         view = View(preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
         return torchvision.models.get_model(name, weights=choice).eval(), view
-    else:
-        model = torchvision.models.get_model(name, num_classes=_classes(weights))
-    if weights is not None:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        model.load_state_dict({key: value.float() if value.is_floating_point() else value
-                               for key, value in state.items()})
-    return model.eval(), view
-
-
-def _classes(weights: str | None) -> int:
-    if weights is None:
-        raise ValueError("a torchvision network needs --weights: a file, or an enum's name")
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    return len([value for key, value in state.items() if key.endswith("bias")][-1])
+    model = torchvision.models.get_model(name, num_classes=classes_of(state))
+    model.load_state_dict(state)
+    return model.eval(), plain

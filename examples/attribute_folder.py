@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torchvision
+from networks import classes_of, torchvision_weights
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchvision_weights import torchvision_weights
 from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
@@ -68,8 +68,6 @@ def main() -> None:
     parser.add_argument("--weights", required=True,
                         help="path of a state_dict, or a name of torchvision's weights enum, such "
                              "as DEFAULT")
-    parser.add_argument("--classes", type=int, default=1000,
-                        help="outputs of a state_dict's network")
     parser.add_argument("--size", type=int, default=224, help="height and width of inputs")
     parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
     parser.add_argument("--steps", type=int, default=700, help="of the fit")
@@ -115,10 +113,9 @@ def build(options: argparse.Namespace) -> nn.Module:
     if not Path(options.weights).exists():
         weights = torchvision_weights(options.model, options.weights)
         return torchvision.models.get_model(options.model, weights=weights).eval()
-    model = torchvision.models.get_model(options.model, num_classes=options.classes)
     state = torch.load(options.weights, map_location="cpu", weights_only=True)
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value
-                           for key, value in state.items()})
+    model = torchvision.models.get_model(options.model, num_classes=classes_of(state))
+    model.load_state_dict(state)
     return model.eval()
 
 

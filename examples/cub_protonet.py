@@ -112,9 +112,8 @@ def build(options: argparse.Namespace) -> PrototypicalNetwork:
     torch.manual_seed(options.seed)
     encoder = torchvision.models.get_model(options.encoder, num_classes=options.embedding)
     if options.weights:
-        state = torch.load(options.weights, map_location="cpu", weights_only=True)
-        encoder.load_state_dict({key: value.float() if value.is_floating_point() else value
-                                 for key, value in state.items()})
+        encoder.load_state_dict(
+            torch.load(options.weights, map_location="cpu", weights_only=True))
     network = PrototypicalNetwork(encoder, options.distance, options.temperature)
     return network.to(options.device).eval()
 

@@ -93,7 +93,7 @@ def methods(model: nn.Module, attr: InfoBottleneckAttribution) -> dict[str, Meth
         "redundant": lambda x, t: attr.attribute(x, t, information="redundant"),
         "Integrated Gradients": lambda x, t: integrated.attribute(
             x, target=t, n_steps=50, internal_batch_size=500).abs(),
-        "SmoothGrad": lambda x, t: tunnel.attribute(
+        "SmoothGrad of magnitudes": lambda x, t: tunnel.attribute(
             x, nt_samples=50, nt_samples_batch_size=10, stdevs=0.2, target=t),
         "Occlusion": lambda x, t: occlusion.attribute(
             x, (1, 9, 9), (1, 3, 3), target=t, perturbations_per_eval=16),
@@ -104,7 +104,7 @@ def methods(model: nn.Module, attr: InfoBottleneckAttribution) -> dict[str, Meth
 def panel_figure(compared: dict[str, Method], test: Scenes) -> Figure:
     """Every method on the first scenes, for the digit that is there."""
     images, target = test.images[:5], test.labels[:5, 0]
-    units = {"Integrated Gradients": "|logit|", "SmoothGrad": "|logit| / ink",
+    units = {"Integrated Gradients": "|logit|", "SmoothGrad of magnitudes": "|logit| / ink",
              "Occlusion": "logit", "Grad-CAM": "no unit"}
     return panel(
         images,

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torchvision
 from matplotlib.figure import Figure
+from networks import classes_of
 from torch import Tensor, nn
 
 from captum_mi import Estimate, InfoBottleneckAttribution
@@ -96,9 +97,8 @@ def from_files(options: argparse.Namespace) -> tuple[dict[str, nn.Module], Tenso
         name, _, source = choice.partition("=")
         kind, _, path = source.partition(":")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        model = torchvision.models.get_model(kind, num_classes=len(state["fc.bias"]))
-        model.load_state_dict({key: value.float() if value.is_floating_point() else value
-                               for key, value in state.items()})
+        model = torchvision.models.get_model(kind, num_classes=classes_of(state))
+        model.load_state_dict(state)
         regimes[name] = model.eval()
     return regimes, train, test
 

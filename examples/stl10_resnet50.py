@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from matplotlib.figure import Figure
+from networks import classes_of, torchvision_weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import STL10
-from torchvision_weights import torchvision_weights
 from tqdm import tqdm
 from training import train
 
@@ -103,9 +103,8 @@ def build(options: argparse.Namespace, classes: int) -> nn.Module:
         model = torchvision.models.get_model(options.model, num_classes=classes)
         return model.to(options.device).eval()
     state = torch.load(options.weights, map_location="cpu", weights_only=True)
-    model = torchvision.models.get_model(options.model, num_classes=len(state["fc.bias"]))
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value
-                           for key, value in state.items()})
+    model = torchvision.models.get_model(options.model, num_classes=classes_of(state))
+    model.load_state_dict(state)
     return model.to(options.device).eval()
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import torchvision_weights
 from representation_analysis import quadrant
 from stl10_resnet50 import open_data
 from torch import nn
 from torchvision.datasets import STL10
-from torchvision_weights import torchvision_weights
 from training import train
 
 from captum_mi.datasets import make_scenes

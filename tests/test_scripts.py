@@ -218,8 +218,8 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
     torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), tmp_path / "weights.pt")
     command = (
         "examples/attribute_folder.py", "--images", tmp_path / "images", "--model", "resnet18",
-        "--weights", tmp_path / "weights.pt", "--classes", 5, "--size", 32, "--batch", 4,
-        "--shard", 4, "--steps", 1, "--fit", tmp_path / "fit.safetensors",
+        "--weights", tmp_path / "weights.pt", "--size", 32, "--batch", 4, "--shard", 4,
+        "--steps", 1, "--fit", tmp_path / "fit.safetensors",
     )
     two = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone", *command)
     assert "maps of 10 images" in run_alone(*two, "--out", tmp_path / "two")

@@ -1,8 +1,14 @@
-"""Weights of torchvision's by name, or what there is instead."""
+"""Weights of networks: from a file, or torchvision's by name."""
 
 from __future__ import annotations
 
+from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
+
+
+def classes_of(state: dict[str, Tensor]) -> int:
+    """How many classes a ``state_dict`` is of: the length of its last bias."""
+    return len([value for key, value in state.items() if key.endswith("bias")][-1])
 
 
 def torchvision_weights(model: str, name: str) -> WeightsEnum:
