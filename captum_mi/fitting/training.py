@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,22 @@ __all__ = ["Trainer", "train"]
 _TERMS = (
     "distortion", "information", "capacity", "alpha", "info_nce", "head", "marginal", "beta2",
 )
+
+
+class _HeadTerms(NamedTuple):
+    """What heads say in a step, means over layers.
+
+    Attributes:
+        information: in x', by the KL divergence.
+        loss: negative log likelihood that they are trained by, of clean and noised features.
+        held_out: of noised features, of examples that are held out.
+        marginal: of the marginal, of the same examples.
+    """
+
+    information: Tensor
+    loss: Tensor
+    held_out: Tensor
+    marginal: Tensor
 
 
 class Trainer:
@@ -125,19 +141,22 @@ class Trainer:
         task = self._task_loss(batch, first, networks.injections(logits, noise))
         self._check_gradient(task, logits)
         held_out = held_out_of(batch) & self.found.holds_out
-        bound, likelihood, held, marginal = self._heads(z, noised, first.y, held_out)
+        heads = self._heads(z, noised, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
-        alpha = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
+        noise_share = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
         weight = ranks.weight_of(len(first.y), first.y.device)
-        averaged = _averaged(weight, task, bound, size, alpha)
-        beta2 = self.beta2.started(beta2, averaged[1] + averaged[2])
-        objective = weight * (task + beta2 * (bound + size)) / (1 + beta2)
+        distortion, information, capacity, alpha = _averaged(
+            weight, task, heads.information, size, noise_share)
+        beta2 = self.beta2.started(beta2, information + capacity)
+        objective = weight * (task + beta2 * (heads.information + size)) / (1 + beta2)
         if self.base:  # every process has the whole InfoNCE, but the gradient of its own rows
             objective = objective - ranks.world() * self.settings.beta1 * nce
-        gradients = self._gradients(objective, likelihood, self.settings.beta1 * nce_loss)
-        rest = _averaged(1.0, nce, held, marginal)
-        return torch.cat([averaged, rest, beta2[None]]), *gradients
+        gradients = self._gradients(objective, heads.loss, self.settings.beta1 * nce_loss)
+        info_nce, head, marginal = _averaged(1.0, nce, heads.held_out, heads.marginal)
+        terms = torch.stack(  # as in _TERMS
+            [distortion, information, capacity, alpha, info_nce, head, marginal, beta2])
+        return terms, *gradients
 
     def _task_loss(
         self, batch: Batch, first: Pass, noised: dict[Site, Callable[[Tensor], Tensor]]
@@ -158,8 +177,7 @@ class Trainer:
 
     def _heads(
         self, z: dict[Site, Tensor], noised: dict[Site, Tensor], y: Tensor, held_out: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """KL of x', likelihood loss, held-out likelihood of x' and of the marginal."""
+    ) -> _HeadTerms:
         output = self.networks.output
         target = output.encode(y.detach())
         bounds, losses, held = [], [], []
@@ -179,8 +197,8 @@ class Trainer:
             nll = output.negative_log_likelihood(of_clean, target[:, None])
             losses.append((nll.mean(1) * trained).sum() / count)
         marginal = _masked_mean(output.marginal_negative_log_likelihood(target), held_out)
-        mean = [torch.stack(values).mean() for values in (bounds, losses, held)]
-        return mean[0], mean[1], mean[2], marginal
+        return _HeadTerms(
+            *(torch.stack(values).mean() for values in (bounds, losses, held)), marginal)
 
     def _critics(
         self, z: dict[Site, Tensor], noised: dict[Site, Tensor], y: Tensor
@@ -260,9 +278,9 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return ranks.total((values * mask).sum()) / ranks.total(mask.sum())
 
 
-def _averaged(weight: float, *terms: Tensor) -> Tensor:
-    """Terms averaged over the processes, ``(terms,)``."""
-    return ranks.total(weight * torch.stack(terms).detach()) / ranks.world()
+def _averaged(weight: float, *terms: Tensor) -> tuple[Tensor, ...]:
+    """Terms averaged over the processes."""
+    return (ranks.total(weight * torch.stack(terms).detach()) / ranks.world()).unbind()
 
 
 def _endless(walk: Walk) -> Iterator[Batch]:
