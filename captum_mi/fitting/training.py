@@ -197,8 +197,9 @@ class Trainer:
             nll = output.negative_log_likelihood(of_clean, target[:, None])
             losses.append((nll.mean(1) * trained).sum() / count)
         marginal = _masked_mean(output.marginal_negative_log_likelihood(target), held_out)
-        return _HeadTerms(
-            *(torch.stack(values).mean() for values in (bounds, losses, held)), marginal)
+        bound, loss, of_held_out = (
+            torch.stack(values).mean() for values in (bounds, losses, held))
+        return _HeadTerms(bound, loss, of_held_out, marginal)
 
     def _critics(
         self, z: dict[Site, Tensor], noised: dict[Site, Tensor], y: Tensor
