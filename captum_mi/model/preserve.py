@@ -114,9 +114,15 @@ class _Drawing(threading.local):
     depth = 0
 
 
-_drawing = _Drawing()
+class _Found:
+    """The random states that the first of the threads inside found, and how many are inside."""
+
+    threads = 0
+    put_back: Callable[[], None]
+
+
+_drawing, _found = _Drawing(), _Found()
 _states_lock = threading.Lock()
-_shared: list[Callable[[], None]] = []  # one for each thread inside: the first puts all back
 
 
 @contextmanager
@@ -134,7 +140,9 @@ def isolated_randomness(seed: int | None = None) -> Iterator[None]:
     with _states_lock:
         put_back = _random_states()
         if outermost:
-            _shared.append(put_back)
+            if not _found.threads:
+                _found.put_back = put_back
+            _found.threads += 1
     _drawing.depth += 1
     try:
         if seed is not None:
@@ -143,12 +151,11 @@ def isolated_randomness(seed: int | None = None) -> Iterator[None]:
     finally:
         _drawing.depth -= 1
         with _states_lock:
-            if not outermost:
+            if outermost:
+                _found.threads -= 1
+                put_back = _found.put_back
+            if not outermost or not _found.threads:
                 put_back()
-            elif len(_shared) == 1:
-                _shared.pop()()
-            else:
-                del _shared[1]
 
 
 def _random_states() -> Callable[[], None]:
