@@ -199,7 +199,9 @@ class InfoBottleneckAttribution(BottleneckAttribution):
 class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
     r"""The maps of :class:`InfoBottleneckAttribution` at the layer's own resolution.
 
-    Also for layers without positions, ``(N, C)``: one value per example, ``(N, 1)``.
+    Also for layers without positions, ``(N, C)``: one value per example, ``(N, 1)``. Of the
+    outputs of layers alone: there is no ``attribute_to_layer_input``. ``layer`` may be left out,
+    as for the input-shaped class.
 
     Example::
 

@@ -289,8 +289,8 @@ class BottleneckAttribution(InternalAttribution):
         Under ``torchrun``, with an initialised process group and the model on each process's
         device, every process calls this with a loader over its own share of the data (such as
         with a ``DistributedSampler``): the fit is that of one process with all shares of a batch
-        as its batch, and every process ends up with it. A process that calls it alone waits for
-        the others.
+        as its batch, but for the draw of locals in its bank, and every process ends up with it. A
+        process that calls it alone waits for the others.
 
         On CUDA a step on batches of one shape is recorded as a graph, unless the model waits for
         the device in its passes, takes additional arguments, is fine-tuned, or several processes

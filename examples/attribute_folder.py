@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=1024, help="images in a file of maps")
     parser.add_argument("--target", type=int, help="class to explain; without, the predicted one")
     parser.add_argument("--overlays", action="store_true", help="also write a PNG per image")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
     parser.add_argument("--out", type=Path, default=Path("maps"), help="folder of results")
     options = parser.parse_args()
     rank, world = join_processes()

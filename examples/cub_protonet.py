@@ -40,14 +40,17 @@ Photographs = CUB200 | IndexedPhotographs
 
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What both this script and the benchmark on the same network take."""
-    parser.add_argument("--data", type=Path, required=True, help="folder of CUB, or npz index")
+    parser.add_argument("--data", type=Path, required=True,
+                        help="folder with CUB_200_2011, or an .npz index of photographs (see "
+                             "captum_mi.datasets.IndexedPhotographs) with the splits 0 (base), 2 "
+                             "and 3 (novel)")
     parser.add_argument("--encoder", default="resnet50", help="torchvision name, with an fc")
     parser.add_argument("--weights", type=Path, help="state_dict of the encoder: no training")
     parser.add_argument("--size", type=int, default=84, help="height and width of inputs")
     parser.add_argument("--mean", type=float, nargs=3, default=(0.485, 0.456, 0.406),
-                        help="of each colour, of pixels in [0, 1]")
+                        help="mean of each colour, of pixels in [0, 1]")
     parser.add_argument("--std", type=float, nargs=3, default=(0.229, 0.224, 0.225),
-                        help="of each colour")
+                        help="standard deviation of each colour")
     parser.add_argument("--embedding", type=int, default=64, help="outputs of the encoder")
     parser.add_argument("--distance", default="euclidean", choices=("euclidean", "cosine"),
                         help="between embeddings and prototypes")
@@ -64,7 +67,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="where everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
     return parser
 
 

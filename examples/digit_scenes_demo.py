@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=60, help="scenes in the table")
     parser.add_argument("--epochs", type=int, default=5, help="of training the network")
     parser.add_argument("--steps", type=int, default=200, help="steps of the fit")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)

@@ -37,7 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data", type=Path, help="npz index; default: digit scenes")
+    parser.add_argument("--data", type=Path,
+                        help=".npz index of photographs (see captum_mi.datasets."
+                             "IndexedPhotographs); default: digit scenes")
     parser.add_argument("--regimes", nargs="+", default=[], metavar="NAME=MODEL:WEIGHTS",
                         help="torchvision networks on --data, compared in this order")
     parser.add_argument("--embeddings", nargs="+", default=[], metavar="NAME",
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="where everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
     parser.add_argument("--out", type=Path, default=Path("analysis_output"),
                         help="folder of results")
     options = parser.parse_args()

@@ -41,22 +41,23 @@ def main() -> None:
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("stl10"),
-                        help="folder with stl10_binary")
+                        help="folder with stl10_binary, or an .npz index of photographs (see "
+                             "captum_mi.datasets.IndexedPhotographs)")
     parser.add_argument("--download", action="store_true", help="fetch STL-10 into --data")
     parser.add_argument("--model", default="resnet50", help="torchvision ResNet")
     parser.add_argument("--weights", help="state_dict, or a name of torchvision's weights enum")
     parser.add_argument("--epochs", type=int, default=60, help="of training, without --weights")
     parser.add_argument("--size", type=int, default=96, help="height and width of inputs")
     parser.add_argument("--mean", type=float, nargs=3, default=(0.48, 0.45, 0.40),
-                        help="of each colour, of pixels in [0, 1]")
+                        help="mean of each colour, of pixels in [0, 1]")
     parser.add_argument("--std", type=float, nargs=3, default=(0.28, 0.27, 0.28),
-                        help="of each colour")
+                        help="standard deviation of each colour")
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--steps", type=int, default=700, help="of each fit")
     parser.add_argument("--images", type=int, default=6, help="in the figures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="where everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
     parser.add_argument("--out", type=Path, default=Path("stl10_output"), help="folder of results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
