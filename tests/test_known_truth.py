@@ -13,15 +13,14 @@ def channel(request):
 
 def test_information_is_that_of_the_channel(channel):
     found = channel.information([mixture(8192, 2, 9)], progress=False)["0"]
-    clean, noised = Truth(0.0, 2), Truth(float(channel.alpha), 2)
+    clean, noised = Truth(0.0), Truth(float(channel.alpha))
     assert found["general"].mean == pytest.approx(clean.about_the_class(), abs=0.06)
     assert found["sufficient"].mean == pytest.approx(noised.about_the_class(), abs=0.02)
     assert found["sufficient"].mean < found["capacity"].mean
 
 
-def test_the_critic_knows_how_much_of_the_features_passes(channel):
-    """The output tells the features, so x' tells about it what it tells about them."""
+def test_critics_find_what_passes_of_the_output(channel):
     found = channel.information([mixture(8192, 2, 9)], estimator="infomax", progress=False)["0"]
-    truth = Truth(float(channel.alpha), 2).about_the_features()
+    truth = Truth(float(channel.alpha)).about_the_output()
     assert found["sufficient"].mean == pytest.approx(truth, abs=0.06)
     assert found["general"].mean > 5 * truth
