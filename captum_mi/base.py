@@ -131,7 +131,7 @@ class BottleneckAttribution(InternalAttribution):
                 the only one whose axes match the features'.
             channel_axis: where the features have their channels, ``"first"`` or ``"last"``.
                 Default: told by the inputs' positions, first where both would do, as for most
-                sequences: say ``"last"`` for a transformer or a recurrent network on inputs
+                sequences without attention: say ``"last"`` for a recurrent network on inputs
                 ``(N, L, features)``. With them last, features may be ``(N, L, C)``,
                 ``(N, H, W, C)``, ``(N, D, H, W, C)``, or of images tokens ``(N, T, C)`` of square
                 patches, row by row, after 0, 1, 2 or 5 that belong to no position, such as a

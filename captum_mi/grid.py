@@ -17,6 +17,7 @@ __all__ = [
 ]
 
 _FEW = 4  # channels, below which PyTorch interpolates slowly on CUDA, channels last or not
+_TINY = 1e-9  # of the input: a margin of nothing
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -48,13 +49,15 @@ class Lattice(NamedTuple):
     def at(self, length: int, size: int) -> Place:
         """On a grid and in an input of other lengths.
 
-        As many samples apart and as far from the start of the input, as positions of a convolution
-        are. In the same shares of the input if these do not leave it the margin that they left, as
-        where a model brings its inputs to one size.
+        Positions stay as many samples apart, and as far from the start of the input, as those of a
+        convolution do. They keep their shares of the input if its margin would otherwise change by
+        more than a position (by half of one, on a grid that is as long as before), as where a
+        model brings its inputs to one size.
         """
         spacing = self.place.scale * self.size / self.length
         left = (size - length * spacing) - (self.size - self.length * spacing)
-        if (length, size) == (self.length, self.size) or abs(left) > spacing:
+        most = spacing / 2 if length == self.length else spacing
+        if size == self.size or min(length, self.length) == 1 or abs(left) > most:
             return self.place
         first = float(centres(self.length, self.place)[0]) * self.size
         scale = spacing * length / size
@@ -66,9 +69,9 @@ def without_offsets(places: Sequence[Place]) -> tuple[Place, ...]:
     return tuple(Place(scale=place.scale) for place in places)
 
 
-def centres(n: int, place: Place) -> Tensor:
+def centres(n: int, place: Place, device: torch.device | None = None) -> Tensor:
     """Where each of ``n`` positions lies, ``(n,)`` in float64, in shares of the input."""
-    steps = torch.arange(n, dtype=torch.float64) + 0.5 - n / 2
+    steps = torch.arange(n, dtype=torch.float64, device=device) + 0.5 - n / 2
     return (steps * place.scale + place.offset) / n + 0.5
 
 
@@ -145,7 +148,10 @@ def _moved(
     """Resize along one axis after the other, as the places say."""
     for axis, new in enumerate(positions):
         old = maps.shape[axis + 2]
-        weights = _weights(old, new, places[axis], onto[axis], maps.device, maps.dtype)
+        asked = old, new, places[axis], onto[axis], maps.device, maps.dtype
+        # What is recorded must find its weights in memory of its own, whoever else comes.
+        recorded = maps.is_cuda and torch.cuda.is_current_stream_capturing()
+        weights = _weights.__wrapped__(*asked) if recorded else _weights(*asked)
         maps = (maps.movedim(axis + 2, -1) @ weights).movedim(-1, axis + 2)
     return maps
 
@@ -156,8 +162,10 @@ def _weights(
 ) -> Tensor:
     """What each of the new positions takes of each old one, ``(old, new)``: sums of 1, or, towards
     the edges of an input that no position lies at, of less."""
-    sources, targets = centres(old, place)[:, None], centres(new, onto)
-    inside = targets.clamp(float(sources[0]), float(sources[-1]))  # ends go on
+    sources, targets = centres(old, place, device)[:, None], centres(new, onto, device)
+    middle, half = place.offset / old + 0.5, (old - 1) / 2 * place.scale / old
+    first, last = middle - half, middle + half
+    inside = targets.clamp(first, last)  # ends go on
     between, wide = place.scale / old, onto.scale / new
     if wide <= between:  # as far as the next position it falls to 0
         taken = (1 - (inside - sources).abs() / between).clamp_min(0)
@@ -167,10 +175,11 @@ def _weights(
         taken = (end - start).clamp_min(0)
     taken = taken / taken.sum(0)
     if place.scale < 1:  # fewer and fewer positions see what lies outside
-        margin = torch.where(targets < inside, sources[0], 1 - sources[-1]) - between / 2
+        before, after = (max(end - between / 2, _TINY) for end in (first, 1 - last))
+        margin = after + (before - after) * (targets < inside).double()
         outside = (targets - inside).abs() - between / 2
         taken = taken * (1 - outside.clamp_min(0) / margin).clamp(0, 1)
-    return taken.to(device, dtype)
+    return taken.to(dtype)
 
 
 def _is_fast(maps: Tensor, positions: tuple[int, ...]) -> bool:

@@ -30,7 +30,7 @@ LOCALS: tuple[Locals, ...] = get_args(Locals)
 
 
 class Bank(nn.Module):
-    """Frozen reference set of locals, embedded by a critic.
+    """Frozen reference set of locals, embedded by the critics of their site.
 
     The same locals three times, for locals are to be scored against others of their kind:
     ``clean`` features x, ``noised`` ones (a draw of x' each), and the ``mean`` of x'.

@@ -181,7 +181,7 @@ def _draw(
     axis.set(xticks=[], yticks=[])  # type: ignore[attr-defined]
     bar = figure.colorbar(image, ax=axis, shrink=0.85)  # type: ignore[arg-type]
     bar.ax.tick_params(labelsize=6)
-    power = math.floor(math.log10(limit))
+    power = math.floor(math.log10(limit)) if math.isfinite(limit) else 0
     power = power if abs(power) > _DIGITS else 0  # in the label: above the bar it met the titles
     bar.formatter = FuncFormatter(lambda value, _: f"{value / 10.0**power:.3g}")
     bar.set_label(f"$10^{{{power}}}$ {unit}" if power else unit, fontsize=7)

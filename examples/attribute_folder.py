@@ -85,7 +85,10 @@ def main() -> None:
     model = build(options).to(device)
     folder = Folder(options.images, View(options.size))
     attr = fitted(model, folder, options, world)
-    wanted = [n for n in range(-(-len(folder) // options.shard)) if n % world == rank]
+    shards = -(-len(folder) // options.shard)
+    wanted = [n for n in range(shards) if n % world == rank]
+    for path in sorted(options.out.glob("shard_*.safetensors"))[shards:]:  # of a larger folder
+        path.unlink(missing_ok=True)
     for number in tqdm(wanted, desc="shards", disable=rank > 0):
         rows = range(number * options.shard, min((number + 1) * options.shard, len(folder)))
         path = options.out / f"shard_{number:05d}.safetensors"

@@ -7,8 +7,8 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 
 def classes_of(state: dict[str, Tensor]) -> int:
-    """How many classes a ``state_dict`` is of: the length of its last bias."""
-    return len([value for key, value in state.items() if key.endswith("bias")][-1])
+    """How many classes a ``state_dict`` is of: the length of its last weight or bias."""
+    return len([value for value in state.values() if value.dim()][-1])
 
 
 def torchvision_weights(model: str, name: str) -> WeightsEnum:

@@ -79,7 +79,6 @@ def test_baselines_of_words_and_of_rows_take_the_place_of_a_half():
     assert seen == [[[1, 2, 0, 0], [5, 6, 9, 9]], [[0, 0, 3, 4], [9, 9, 7, 8]]]
 
 
-
 def test_steps_beyond_nine_are_pairs_of_halves(fitted, images):
     nine, ten, eleven = (fitted.attribute(images, 1, refine_steps=n) for n in (9, 10, 11))
     assert torch.equal(nine, ten)

@@ -78,7 +78,30 @@ def test_an_input_of_another_size_has_positions_where_they_look(
 
 def test_a_model_that_resizes_its_inputs_has_positions_in_shares_of_them():
     place = Place(-0.4, 1.0)
-    assert Lattice(place, 12, 96).at(12, 160) == place
+    for size in (102, 160):
+        assert Lattice(place, 12, 96).at(12, size) == place
+    assert Lattice(Place(), 1, 32).at(1, 40) == Place()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("model", [
+    nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                  nn.Linear(8, 3)),
+    nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                  nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                  nn.Linear(8, 3)),
+])
+def test_maps_of_inputs_of_any_size_are_finite_and_keep_their_total(model):
+    attr = InfoBottleneckAttribution(model.eval(), "1", head_layers=[], context_layers="1")
+    attr.fit([torch.randn(32, 3, 64, 64)], 2, progress=False, bank_size=64)
+    own = LayerInfoBottleneckAttribution(model, "1", head_layers=[], context_layers="1")
+    own._fit = attr._fit
+    for size in range(56, 90):
+        x = torch.randn(2, 3, size, size)
+        maps, coarse = (one.attribute(x, 0, weighting="none") for one in (attr, own))
+        assert maps.isfinite().all(), size
+        torch.testing.assert_close(
+            maps.sum((1, 2, 3)), coarse.sum((1, 2, 3)), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("wide", "padding"), [(25, 0), (25, 12), (5, 0)])

@@ -15,6 +15,7 @@ _KAPPA_SHARE = 1 / 4  # of the distortion of knowing nothing
 _ASCENT_RATE = 0.03
 _DESCENT = 5.0  # beta2 may shrink this many times faster than it grows
 _EMA = 0.9
+_REACHED = 0.05  # of kappa: less was on its way
 _DROWNED = 0.95  # alpha above which features are all but noise
 
 
@@ -67,12 +68,13 @@ class Multiplier:
             warn(
                 f"{ended}, although hardly anything of the chosen layers is left (alpha is "
                 f"{alpha:.2f} in the mean): what the prediction rests on passes beside them, as "
-                "through another branch of the model. Choose layers that every path from the "
-                "input to the output goes through, together"
+                "through another branch of the model. Choose layers that together lie on every "
+                "path from the input to the output"
             )
         elif self.average < self.kappa:
-            warn(f"{ended}: the maps keep more than the decision needs. Fit for more steps, or "
-                 f"pass a smaller kappa, such as {self.average:.2g}")
+            smaller = f", or pass a smaller kappa, such as {self.average:.2g}"
+            warn(f"{ended}: the maps keep more than the decision needs. Fit for more steps"
+                 f"{smaller if self.average > _REACHED * self.kappa else ''}")
         else:
             warn(f"{ended}: the maps lack some of what the decision needs. Fit for more steps, or "
                  f"pass a larger kappa, such as {self.average:.2g}")

@@ -263,7 +263,8 @@ class Trainer:
         elif not asked:  # alpha was set by hand: a base alone is trained
             self._has_gradient = task.requires_grad
         if not self._has_gradient:
-            raise no_gradient("alpha cannot be inferred", "set alpha by hand")
+            raise no_gradient(*(("alpha cannot be inferred", "set alpha by hand") if asked else
+                                ("the copy cannot be trained", "leave out finetune_base")))
 
     def _check(self, values: dict[str, float]) -> None:
         for name in ("distortion", "information", "capacity", "info_nce", "alpha"):

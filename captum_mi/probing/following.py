@@ -65,7 +65,8 @@ def following(
     in a layer lies further on along its first axis of positions, and hardly along others, as the
     half of one of the input's axes does, and so on for its next axis and the input's next, then
     positions are places in the input. Weights, tables, hidden units and matrices of
-    attention do not follow. Inputs with fewer axes tell nothing, nor do those that turning round
+    attention do not follow. Grids that are an image's at a common stride pass unless what changes
+    strays along another axis. Inputs with fewer axes tell nothing, nor do those that turning round
     leaves as they are, or that the model cannot take then: all layers pass.
 
     Args:

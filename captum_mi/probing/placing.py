@@ -51,17 +51,7 @@ def lattices_of(
         batch: one batch.
         mapped: the input that positions are places in.
     """
-    try:
-        seen = _seen(passes, sites, batch, mapped, _AT_ONCE)
-    except Exception:  # of the user's code: it takes whole batches alone
-        seen = _seen(passes, sites, batch, mapped, len(batch.inputs[0]))
-    return tuple(one.lattices(mapped.of(batch.inputs), mapped.first_axis) for one in seen)
-
-
-def _seen(
-    passes: Passes, sites: Sequence[Site], batch: Batch, mapped: MapInput, at_once: int
-) -> list[_ReceptiveFields]:
-    """What each site's positions see, told by so many examples at once."""
+    at_once = _at_once(passes, sites, batch)
     seen = [_ReceptiveFields(site.position_axes, at_once) for site in sites]
     if mapped.of(batch.inputs).is_floating_point():
         for inputs, args, _ in chunks(batch.inputs, batch.additional_forward_args, None, at_once):
@@ -69,7 +59,21 @@ def _seen(
             layers = passes.features(mapped.replaced(inputs, x), args, layers_of(sites))
             for site, one in zip(sites, seen):
                 one.update(site.of(layers), x, mapped.first_axis, len(batch.inputs[0]))
-    return seen
+    return tuple(one.lattices(mapped.of(batch.inputs), mapped.first_axis) for one in seen)
+
+
+def _at_once(passes: Passes, sites: Sequence[Site], batch: Batch) -> int:
+    """A few examples, or all if a process's model takes whole batches alone."""
+    few, args, _ = next(chunks(batch.inputs, batch.additional_forward_args, None, _AT_ONCE))
+    whole = torch.zeros((), device=few[0].device)
+    try:
+        with torch.no_grad():
+            passes.features(few, args, layers_of(sites))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of the user's code
+        whole += 1
+    return len(batch.inputs[0]) if ranks.total(whole) else _AT_ONCE
 
 
 class _ReceptiveFields:

@@ -44,8 +44,8 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
     """Stages with the position axes of the inputs, or of the one that the map belongs to.
 
     Features of sequences ``(N, L, C)`` may look like those of signals ``(N, C, L)``. Where they
-    keep the inputs' length, that way counts in which more stages follow the inputs, and of equally
-    many the one in which layers normalise or attend.
+    keep the inputs' length, that way counts in which more stages follow the inputs, and, if both
+    give equally many, channels last where layers normalise or attend along the last axis.
 
     Returns:
         The stages, and the design with what they say about channels.
@@ -62,7 +62,7 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
         others = _stages(model, batch, axes, last)
         more = len(others) - len(stages)
         if (more > 0 or (more == 0 and _reads_last_axis(model, others))) and (
-                _lengths_of(model, batch, last, others) <= lengths):
+                _keep_length(model, batch, last, others, lengths)):
             return others, last
     if not stages:
         shapes = [tuple(x.shape) for x in batch.inputs]
@@ -88,11 +88,13 @@ def _stages(model: nn.Module, batch: Batch, axes: int, design: Design) -> list[s
         design.map_input)
 
 
-def _lengths_of(model: nn.Module, batch: Batch, design: Design, layers: list[str]) -> set[int]:
-    """Lengths of layers' outputs along their first axis after the examples."""
+def _keep_length(
+    model: nn.Module, batch: Batch, design: Design, layers: list[str], lengths: set[int]
+) -> bool:
+    """Whether layers return tensors as long as an input, along their axis after the examples."""
     passes = Passes(model, layers, None, design.on_repeat)
     found = passes.first(batch.inputs, batch.additional_forward_args).layers.values()
-    return {one.shape[1] for one in found if isinstance(one, Tensor)}
+    return all(isinstance(one, Tensor) and one.shape[1] in lengths for one in found)
 
 
 def _named_design(model: nn.Module, batch: Batch, design: Design, layers: list[str]) -> Design:
@@ -100,7 +102,7 @@ def _named_design(model: nn.Module, batch: Batch, design: Design, layers: list[s
     last axis of sequences, and keep the inputs' length."""
     lengths = {x.shape[1] for x in batch.inputs if x.dim() == 3 and x.is_floating_point()}
     if design.channel_axis is None and lengths and _reads_last_axis(model, layers) and (
-            _lengths_of(model, batch, design, layers) <= lengths):
+            _keep_length(model, batch, design, layers, lengths)):
         return dataclasses.replace(design, channel_axis="last")
     return design
 
@@ -108,10 +110,13 @@ def _named_design(model: nn.Module, batch: Batch, design: Design, layers: list[s
 def _reads_last_axis(model: nn.Module, layers: Sequence[str]) -> bool:
     """Whether modules in layers take the last axis for channels, and none takes axis 1."""
     modules = [module for name in layers for module in model.get_submodule(name).modules()]
-    return not any(isinstance(module, (nn.Conv1d, nn.BatchNorm1d)) for module in modules) and any(
-        isinstance(module, nn.MultiheadAttention)
-        or (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1)
-        for module in modules)
+
+    def any_of(*kinds: type[nn.Module]) -> bool:
+        return any(isinstance(module, kinds) for module in modules)
+
+    if any_of(nn.Conv1d, nn.BatchNorm1d):
+        return False
+    return any_of(nn.MultiheadAttention) or (any_of(nn.LayerNorm) and any_of(nn.Linear))
 
 
 def _position_axes(x: Tensor) -> int:
@@ -292,7 +297,11 @@ def _replays(passes: Passes, batch: Batch, sites: Sequence[Site]) -> tuple[bool,
 
 def _is_watched(model: nn.Module) -> bool:
     """Whether hooks of the user see what modules return, and so would see what stands for it."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules_of(model))
+    return any(
+        not getattr(hook, "__module__", "").startswith("torch.nn.utils")  # as of spectral_norm
+        for module in modules_of(model)
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
 
 
 def _can_be_cut_short(passes: Passes, batch: Batch, first: Pass) -> bool:
