@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cub_protonet import arguments, told_by
 from networks import torchvision_weights
 from representation_analysis import quadrant
 from stl10_resnet50 import open_data
@@ -112,3 +113,11 @@ def test_quadrants_are_uniform_and_say_where_the_digit_is():
                 assert not second
             if not heat[:24].any():
                 assert second
+
+
+def test_a_run_does_not_go_on_with_pixels_normalised_otherwise():
+    options = arguments(argparse.ArgumentParser()).parse_args(["--data", "birds"])
+    options.pretrain = options.batch = 1
+    before = told_by(options)
+    options.mean = [0.1, 0.1, 0.1]
+    assert told_by(options) != before
