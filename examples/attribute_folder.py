@@ -85,13 +85,14 @@ def main() -> None:
     model = build(options).to(device)
     folder = Folder(options.images, View(options.size))
     attr = fitted(model, folder, options, world)
-    shards = -(-len(folder) // options.shard)
-    wanted = [n for n in range(shards) if n % world == rank]
-    for path in sorted(options.out.glob("shard_*.safetensors"))[shards:]:  # of a larger folder
+    shards = [options.out / f"shard_{n:05d}.safetensors"
+              for n in range(-(-len(folder) // options.shard))]
+    for path in set(options.out.glob("shard_*.safetensors")) - set(shards):  # of a larger folder
         path.unlink(missing_ok=True)
+    wanted = range(rank, len(shards), world)
     for number in tqdm(wanted, desc="shards", disable=rank > 0):
         rows = range(number * options.shard, min((number + 1) * options.shard, len(folder)))
-        path = options.out / f"shard_{number:05d}.safetensors"
+        path = shards[number]
         description = described(attr, folder, rows, options)
         if not (is_there(path, description) and all(
                 picture_of(folder, i, options).exists() for i in rows if options.overlays)):

@@ -257,6 +257,11 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", [*again, "--target", "3", "--seed", "1"])
     attribute_folder.main()  # of another fit
     assert shards[0].stat().st_mtime_ns > before
+    for image in (tmp_path / "images" / "part1").iterdir():
+        image.unlink()
+    shards[0].unlink()
+    attribute_folder.main()
+    assert sorted((tmp_path / "two").iterdir()) == shards[:2]  # five images are left
 
 
 def test_noisy_channel(tmp_path):

@@ -71,10 +71,9 @@ class Trainer:
         self.encoder = list(networks.inference.parameters()) + self.base
         self.beta2 = Multiplier(
             settings.beta2, settings.kappa, found.uninformed if self.encoder else None)
-        heads, critics = (networks.clean_heads, networks.noised_heads), (
-            networks.clean_critics, networks.noised_critics)
-        self.heads = [p for part in heads for p in part.parameters()]
-        self.critics = [p for part in critics for p in part.parameters()] if settings.beta1 else []
+        self.heads = [*networks.clean_heads.parameters(), *networks.noised_heads.parameters()]
+        critics = [*networks.clean_critics.parameters(), *networks.noised_critics.parameters()]
+        self.critics = critics if settings.beta1 else []
         own = list(networks.inference.parameters()) + self.heads + self.critics
         groups: list[dict[str, Any]] = [{"params": own, "lr": settings.lr}]
         if self.base:
@@ -262,9 +261,11 @@ class Trainer:
             self._has_gradient = any(one is not None for one in found)
         elif not asked:  # alpha was set by hand: a base alone is trained
             self._has_gradient = task.requires_grad
-        if not self._has_gradient:
-            raise no_gradient(*(("alpha cannot be inferred", "set alpha by hand") if asked else
-                                ("the copy cannot be trained", "leave out finetune_base")))
+        if self._has_gradient:
+            return
+        if asked:
+            raise no_gradient("alpha cannot be inferred", "set alpha by hand")
+        raise no_gradient("the copy cannot be trained", "leave out finetune_base")
 
     def _check(self, values: dict[str, float]) -> None:
         for name in ("distortion", "information", "capacity", "info_nce", "alpha"):
