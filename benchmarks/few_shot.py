@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Occlusion
 from evaluation import now
+from peers.captum_methods import grad_cam, integrated_gradients, occlusion
 from peers.method import Reduction, reduced
 from report import elapsed, mean_and_error, provenance, write_table
 from torch import Tensor, nn
@@ -68,24 +69,16 @@ def methods(
     have a part in common, the query's own length, which decides nothing.
     """
     explained = LogProbabilities(network)
-    integrated, occlusion = IntegratedGradients(explained), Occlusion(explained)
-    grad_cam = LayerGradCam(explained, network.get_submodule("encoder.layer4"))
-
-    def cam(x: Tensor, way: Tensor, episode: Episode) -> Tensor:
-        coarse = grad_cam.attribute(x, way, episode)
-        return LayerAttribution.interpolate(coarse, x.shape[2:], "bilinear")
-
     return {
         OURS: Explained(lambda x, way, episode: attr.attribute(x, way, episode)),
         f"{OURS}, weighting='none'": Explained(lambda x, way, episode: attr.attribute(
             x, way, episode, weighting="none")),
-        "Integrated Gradients 50": Explained(lambda x, way, episode: integrated.attribute(
-            x, target=way, additional_forward_args=episode, n_steps=50,
-            internal_batch_size=500), ("signed", "absolute")),
-        "Occlusion 16/8": Explained(lambda x, way, episode: occlusion.attribute(
-            x, (3, 16, 16), (3, 8, 8), target=way, additional_forward_args=episode,
-            perturbations_per_eval=4), ("signed", "absolute")),
-        "Grad-CAM": Explained(cam, ("positive", "absolute")),
+        "Integrated Gradients 50": Explained(
+            partial(integrated_gradients, explained), ("signed", "absolute")),
+        "Occlusion 16/8": Explained(partial(occlusion, explained), ("signed", "absolute")),
+        "Grad-CAM": Explained(
+            partial(grad_cam, explained, "network.encoder.layer4", relu=False),
+            ("positive", "absolute")),
         "random": Explained(lambda x, way, episode: torch.rand_like(x)),
     }
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from captum.attr import Occlusion
 from compare_methods import fitted
 from evaluation import DEVICE, Evaluation, Heat, evaluation_set, mosaics, without_tf32
+from peers.captum_methods import occlusion
 from peers.method import per_channel
 from photographs import load, load_model
 from report import mean_and_error, provenance, write_table
@@ -99,9 +99,7 @@ class Parts:
     @cached_property
     def occlusion(self) -> Tensor:
         """Occlusion, as in the comparison, at the input's resolution."""
-        return Occlusion(self.model).attribute(
-            self.images, (3, 16, 16), (3, 8, 8), target=self.target, perturbations_per_eval=4,
-        ).sum(1, keepdim=True)
+        return occlusion(self.model, self.images, self.target).sum(1, keepdim=True)
 
 
 def _layers(attr: InfoBottleneckAttribution, images: Tensor) -> dict[str, LayerOutput]:

@@ -14,9 +14,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from captum.attr import IntegratedGradients
 from evaluation import DEVICE, digit_scenes, without_tf32
-from peers.captum_methods import grad_cam
+from peers.captum_methods import grad_cam, integrated_gradients
 from photographs import load, load_model
 from report import mean_and_error, provenance, write_table
 from torch import Tensor, nn
@@ -55,8 +54,8 @@ def main() -> None:
             images, targets, refine_steps=9),
         "captum_mi, weighting='none', fit kept": lambda copy: attr.bind(copy).attribute(
             images, targets, weighting="none"),
-        "Integrated Gradients (absolute)": lambda copy: IntegratedGradients(copy).attribute(
-            images, target=targets, n_steps=50, internal_batch_size=500).abs(),
+        "Integrated Gradients (absolute)": lambda copy: integrated_gradients(
+            copy, images, targets).abs(),
         "Grad-CAM (positive)": lambda copy: grad_cam(copy, "layer4", images, targets),
     }
     if options.refit:

@@ -21,14 +21,8 @@ from pathlib import Path
 
 import torch
 import torchvision
-from captum.attr import (
-    IntegratedGradients,
-    NoiseTunnel,
-    Occlusion,
-    Saliency,
-)
 from evaluation import DEVICE, now
-from peers.captum_methods import grad_cam
+from peers.captum_methods import grad_cam, integrated_gradients, occlusion, smoothgrad
 from report import provenance, write_table
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -138,17 +132,12 @@ def peers(
     model: nn.Module, images: Tensor, target: Tensor, layers: Sequence[str]
 ) -> dict[str, Call]:
     """Captum's methods at the settings of the comparison, Grad-CAM at each of some layers."""
-    integrated, smooth = IntegratedGradients(model), NoiseTunnel(Saliency(model))
-    occlusion = Occlusion(model)
     cams = {f"Grad-CAM, {layer}": partial(grad_cam, model, layer, images, target)
             for layer in layers}
     return cams | {
-        "Integrated Gradients 50": lambda: integrated.attribute(
-            images, target=target, n_steps=50, internal_batch_size=500),
-        "SmoothGrad 50": lambda: smooth.attribute(
-            images, nt_samples=50, nt_samples_batch_size=10, stdevs=0.3, target=target),
-        "Occlusion 16/8": lambda: occlusion.attribute(
-            images, (3, 16, 16), (3, 8, 8), target=target, perturbations_per_eval=4),
+        "Integrated Gradients 50": partial(integrated_gradients, model, images, target),
+        "SmoothGrad 50": partial(smoothgrad, model, images, target),
+        "Occlusion 16/8": partial(occlusion, model, images, target),
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
+from typing import Any
 
 import torch
 from captum.attr import (
@@ -27,11 +29,33 @@ from peers.method import Method
 BOTH = ("signed", "absolute")
 
 
-def grad_cam(model: nn.Module, layer: str, x: Tensor, target: Tensor) -> Tensor:
+def grad_cam(
+    model: nn.Module, layer: str, x: Tensor, target: Tensor, args: Any = None, relu: bool = True
+) -> Tensor:
     """Grad-CAM at a layer, of the input's size: ``(N, 1, H, W)``."""
     cam = LayerGradCam(model, model.get_submodule(layer))
-    coarse = cam.attribute(x, target, relu_attributions=True)
+    coarse = cam.attribute(x, target, args, relu_attributions=relu)
     return LayerAttribution.interpolate(coarse, x.shape[2:], "bilinear")
+
+
+def integrated_gradients(model: nn.Module, x: Tensor, target: Tensor, args: Any = None) -> Tensor:
+    """Integrated Gradients of 50 steps, ten at once."""
+    return IntegratedGradients(model).attribute(
+        x, target=target, additional_forward_args=args, n_steps=50,
+        internal_batch_size=10 * len(x))
+
+
+def smoothgrad(model: nn.Module, x: Tensor, target: Tensor, magnitudes: bool = False) -> Tensor:
+    """SmoothGrad of 50 samples, ten at once."""
+    return NoiseTunnel(Saliency(model)).attribute(
+        x, nt_samples=50, nt_samples_batch_size=10, stdevs=0.3, target=target, abs=magnitudes)
+
+
+def occlusion(model: nn.Module, x: Tensor, target: Tensor, args: Any = None) -> Tensor:
+    """Occlusion by grey patches of 16x16 at every eighth pixel."""
+    return Occlusion(model).attribute(
+        x, (3, 16, 16), (3, 8, 8), target=target, additional_forward_args=args,
+        perturbations_per_eval=4)
 
 
 def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
@@ -43,15 +67,13 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
         seed: of the methods that draw noise.
     """
     separate = without_shared_modules(model)
-    integrated, occlusion = IntegratedGradients(model), Occlusion(model)
-    smooth, shap = NoiseTunnel(Saliency(model)), GradientShap(model)
-    ablation, backprop = FeatureAblation(model), GuidedBackprop(separate)
+    shap, ablation = GradientShap(model), FeatureAblation(model)
+    backprop = GuidedBackprop(separate)
     coarse_cam = LayerGradCam(model, model.get_submodule(deepest))
 
-    def smoothgrad(x: Tensor, t: Tensor, magnitudes: bool) -> Tensor:
+    def smooth(x: Tensor, t: Tensor, magnitudes: bool) -> Tensor:
         torch.manual_seed(seed)
-        return smooth.attribute(
-            x, nt_samples=50, nt_samples_batch_size=10, stdevs=0.3, target=t, abs=magnitudes)
+        return smoothgrad(model, x, t, magnitudes)
 
     def gradient_shap(x: Tensor, t: Tensor) -> Tensor:
         torch.manual_seed(seed)
@@ -71,17 +93,13 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
     return {
         "Saliency": Method(lambda x, t: Saliency(model).attribute(x, t), ("absolute",)),
         "Input x Gradient": Method(lambda x, t: InputXGradient(model).attribute(x, t), BOTH),
-        "Integrated Gradients 50": Method(
-            lambda x, t: integrated.attribute(x, target=t, n_steps=50, internal_batch_size=100),
-            BOTH),
-        "SmoothGrad 50": Method(lambda x, t: smoothgrad(x, t, False), BOTH),
-        "SmoothGrad 50 of magnitudes": Method(lambda x, t: smoothgrad(x, t, True), ("absolute",)),
+        "Integrated Gradients 50": Method(partial(integrated_gradients, model), BOTH),
+        "SmoothGrad 50": Method(lambda x, t: smooth(x, t, False), BOTH),
+        "SmoothGrad 50 of magnitudes": Method(lambda x, t: smooth(x, t, True), ("absolute",)),
         "GradientSHAP 50": Method(gradient_shap, BOTH, batch=5),
         "DeepLift": Method(lambda x, t: DeepLift(separate).attribute(x, target=t), BOTH),
         "LRP": Method(lambda x, t: LRP(copy.deepcopy(separate)).attribute(x, target=t), BOTH),
-        "Occlusion 16/8": Method(
-            lambda x, t: occlusion.attribute(x, (3, 16, 16), (3, 8, 8), target=t,
-                                             perturbations_per_eval=4)),
+        "Occlusion 16/8": Method(partial(occlusion, model)),
         "Feature Ablation 8x8": Method(tiles),
         "Grad-CAM": Method(cam, ("positive",)),
         "Guided Grad-CAM": Method(guided, ("positive",)),
