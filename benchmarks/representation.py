@@ -74,6 +74,7 @@ def fitted(
     attr = InfoBottleneckAttribution(model)
     attr.fit(list(train.split(64)), options.steps, seed=options.seed)
     if options.fit:
+        options.fit.parent.mkdir(parents=True, exist_ok=True)
         attr.save(options.fit)
     return attr
 

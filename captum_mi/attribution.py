@@ -137,7 +137,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
             AssertionError, IndexError: for bad targets, as Captum raises them.
         """
         is_tuple = _is_tuple(inputs)
-        formatted, index = self._prepare(inputs, target, additional_forward_args)
+        formatted, args, index = self._prepare(inputs, target, additional_forward_args)
         mapped = self._fitted().structure.mapped
         assert mapped is not None
 
@@ -152,7 +152,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
 
         question = self._question(index, information, estimator, weighting, refine_steps)
         results = self._maps(
-            question, formatted, additional_forward_args, index,
+            question, formatted, args, index,
             internal_batch_size=internal_batch_size, unit=unit, baselines=baselines,
             finish=of_inputs,
         )
@@ -186,11 +186,11 @@ class InfoBottleneckAttribution(BottleneckAttribution):
             RuntimeError: before ``fit`` or ``load``.
             ValueError: if y is continuous and there is no downstream function.
         """
-        formatted, _ = self._prepare(inputs, None, additional_forward_args)
+        formatted, args, _ = self._prepare(inputs, None, additional_forward_args)
         question = Question(
             information, "variational", refine_steps=refine_steps, classes=True)
         return self._maps(
-            question, formatted, additional_forward_args, None,
+            question, formatted, args, None,
             internal_batch_size=internal_batch_size, unit=unit,
             finish=joined,
         )
@@ -238,10 +238,10 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
             ``(N, 1, *positions)``; a tuple where the layer returns a tuple of tensors; a list
             of these for a list of layers.
         """
-        formatted, index = self._prepare(inputs, target, additional_forward_args)
+        formatted, args, index = self._prepare(inputs, target, additional_forward_args)
         question = self._question(index, information, estimator, weighting, refine_steps)
         return self._maps(
-            question, formatted, additional_forward_args, index,
+            question, formatted, args, index,
             internal_batch_size=internal_batch_size, unit=unit, baselines=baselines,
             finish=self._per_layer,
         )
@@ -264,11 +264,11 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
             RuntimeError: before ``fit`` or ``load``.
             ValueError: if y is continuous and there is no downstream function.
         """
-        formatted, _ = self._prepare(inputs, None, additional_forward_args)
+        formatted, args, _ = self._prepare(inputs, None, additional_forward_args)
         question = Question(
             information, "variational", refine_steps=refine_steps, classes=True)
         return self._maps(
-            question, formatted, additional_forward_args, None,
+            question, formatted, args, None,
             internal_batch_size=internal_batch_size, unit=unit, finish=self._per_layer,
         )
 

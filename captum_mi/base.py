@@ -35,9 +35,9 @@ from captum_mi.maps.heatmap import Unit, per_unit
 from captum_mi.maps.information import Estimate, dataset_rows, estimates
 from captum_mi.maps.question import Estimator, Information, Question, Weighting
 from captum_mi.maps.reading import Reader
-from captum_mi.maps.readout import Readout, target_index
+from captum_mi.maps.readout import target_index
 from captum_mi.model.arguments import chunks, move, rebuilt
-from captum_mi.model.batches import Data, batches
+from captum_mi.model.batches import Data
 from captum_mi.model.hooks import OnRepeat
 from captum_mi.model.inputs import check_inputs, check_types
 from captum_mi.model.modules import device_of, dtype_of
@@ -47,7 +47,7 @@ from captum_mi.model.preserve import evaluation_mode, isolated_randomness
 from captum_mi.model.weights import WeightWatch, check_shapes, fingerprint, shapes
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind, PredictionKind
-from captum_mi.probing.design import Design, MarginalKind, Noise
+from captum_mi.probing.design import Design, MarginalKind, Noise, widths
 from captum_mi.probing.map_input import unmatched
 from captum_mi.probing.named import Layers, Named, counterpart
 from captum_mi.probing.sites import layers_of
@@ -172,7 +172,8 @@ class BottleneckAttribution(InternalAttribution):
         self.design = Design(
             noise=noise, inference=inference, critic=critic, output=output,
             prediction=prediction, marginal=marginal,
-            head_hidden=tuple(head_hidden), critic_hidden=tuple(critic_hidden),
+            head_hidden=widths("head_hidden", head_hidden),
+            critic_hidden=widths("critic_hidden", critic_hidden),
             on_repeat=on_repeat, map_input=map_input, channel_axis=channel_axis,
             input_channel_axis=input_channel_axis,
         )
@@ -243,10 +244,6 @@ class BottleneckAttribution(InternalAttribution):
         layers = ", ".join(self.layers) or "layers that fit finds"
         state = "not fitted" if self._fit is None else "fitted"
         return f"{type(self).__name__}({type(self.forward_func).__name__}: {layers}; {state})"
-
-    def has_convergence_delta(self) -> bool:
-        """False: information is not a decomposition of the output's value."""
-        return False
 
     def attribute_future(self) -> None:
         """Not implemented.
@@ -404,7 +401,7 @@ class BottleneckAttribution(InternalAttribution):
         self,
         question: Question,
         inputs: tuple[Tensor, ...],
-        additional_forward_args: object,
+        args: tuple[Any, ...],
         index: Tensor | None,
         *,
         internal_batch_size: int | None,
@@ -420,21 +417,17 @@ class BottleneckAttribution(InternalAttribution):
         fit = self._fitted()
         self._check_critics(fit, question.estimator)
         passes, scale = self._reading_passes(), per_unit(unit)
-        args = move(
-            _format_additional_forward_args(additional_forward_args) or (), inputs[0].device)
         blanks = tensors_of(baselines, inputs, question)
         results: list[list[list[Tensor]]] = [[] for _ in question.reads]
         reader: Reader | None = None
         with self._reading():
             fit.move_to(self.model)
-            readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
-            index = None if index is None else index.clone()  # not of an inference mode outside
             both = inputs + blanks
             for part, part_args, part_index in chunks(both, args, index, internal_batch_size):
                 if reader is not None:
                     reader.check()
                 reader = Reader(
-                    passes, fit, readout, question, part[: len(inputs)], part_args, part_index,
+                    passes, fit, question, part[: len(inputs)], part_args, part_index,
                     part[len(inputs) :],
                 )
                 for read, parts in zip(question.reads, results):
@@ -457,8 +450,8 @@ class BottleneckAttribution(InternalAttribution):
 
     def _prepare(
         self, inputs: Any, target: Any, additional_forward_args: object, waits: bool = False
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Checked inputs on the model's device, and the classes that a target selects.
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...], Tensor | None]:
+        """Checked inputs and arguments on the model's device, and what a target selects.
 
         On CUDA NaN and Inf are looked for only if the call ``waits`` for the device anyway: else
         what is read of the inputs tells them later.
@@ -466,22 +459,22 @@ class BottleneckAttribution(InternalAttribution):
         fit = self._fitted()
         device = device_of(self.model)
         formatted = tuple(x.detach().to(device) for x in _format_tensor_into_tuples(inputs))
+        args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         fit.structure.signature.check(formatted)
         check = check_inputs if waits or device.type != "cuda" else check_types
         check(formatted, self.model)
         if target is None:
-            return formatted, None
+            return formatted, args, None
         n = len(formatted[0])
-        shape = self._target_shape(fit, n, additional_forward_args, device)
-        return formatted, move(target_index(target, n, shape), device)
+        shape = self._target_shape(fit, n, args, device)
+        return formatted, args, move(target_index(target, n, shape), device)
 
     def _target_shape(
-        self, fit: Fit, n: int, additional_forward_args: object, device: torch.device
+        self, fit: Fit, n: int, args: tuple[Any, ...], device: torch.device
     ) -> tuple[int, ...]:
         """What targets index. A downstream function's classes may differ from the fit's."""
         if self.downstream is None or self.design.marginal != "uniform":
             return fit.structure.target_shape
-        args = move(_format_additional_forward_args(additional_forward_args) or (), device)
         y = torch.zeros(n, *fit.structure.y_shape, device=device, dtype=dtype_of(self.model))
         with self._reading():
             return tuple(self.downstream(y, *args).shape[1:])
@@ -514,14 +507,17 @@ class BottleneckAttribution(InternalAttribution):
             The model's output, or that of the downstream function, ``(N, ...)``.
         """
         fit = self._fitted()
-        formatted, _ = self._prepare(inputs, None, additional_forward_args, waits=True)
+        formatted, args, _ = self._prepare(inputs, None, additional_forward_args, waits=True)
         masked = formatted
         if alpha_inputs is not None:
-            masked, _ = self._prepare(alpha_inputs, None, additional_forward_args, waits=True)
+            masked, _, _ = self._prepare(alpha_inputs, None, additional_forward_args, waits=True)
+            if [x.shape for x in masked] != [x.shape for x in formatted]:
+                raise ValueError(
+                    f"alpha_inputs must have the inputs' shapes, "
+                    f"{[tuple(x.shape) for x in formatted]}; got "
+                    f"{[tuple(x.shape) for x in masked]}"
+                )
         self._warn_if_changed(fit.watch.look()())
-        args = move(
-            _format_additional_forward_args(additional_forward_args) or (), formatted[0].device
-        )
         passes, networks = self._reading_passes(), fit.networks
         with self._reading():
             fit.move_to(self.model)
@@ -566,18 +562,15 @@ class BottleneckAttribution(InternalAttribution):
         self._warn_if_changed(fit.watch.look()())
         args = _format_additional_forward_args(additional_forward_args) or ()
         data = Data(loader, prepare_batch, args)
-        walk = batches(loader, device_of(self.model), prepare_batch, args)
         passes, scale = self._reading_passes(), per_unit(unit)
         rows: list[Tensor] = []
         with self._reading(seed):
             fit.move_to(self.model)
-            readout = Readout.of(fit.networks, self.downstream, dtype_of(self.model))
+            walk = data.batches(device_of(self.model))
             for batch in bar(walk, "information", "batch", progress, data.n_batches):
                 check_inputs(batch.inputs, self.model)
                 reader = Reader(
-                    passes, fit, readout, question, batch.inputs, batch.additional_forward_args,
-                    None,
-                )
+                    passes, fit, question, batch.inputs, batch.additional_forward_args, None)
                 rows.append(dataset_rows(reader.evidence).cpu() * scale)
                 reader.check()
         every = ranks.gather_rows(torch.cat(rows).to(device_of(self.model))).cpu()

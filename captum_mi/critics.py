@@ -173,7 +173,7 @@ class ConcatenatedCritic(Critic):
     """
 
     def __init__(
-        self, local_size: int, global_size: int, hidden: Sequence[int] = (256, 256)
+        self, local_size: int, global_size: int, hidden: Sequence[int] = (256,)
     ) -> None:
         super().__init__()
         first = hidden[0] if hidden else 1

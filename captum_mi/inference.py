@@ -21,6 +21,7 @@ _POINTWISE: dict[int, Callable[..., Tensor]] = {
     0: F.linear, 1: F.conv1d, 2: F.conv2d, 3: F.conv3d,
 }
 _GROUPS = 8
+_INITIAL_LOGIT = -3.0  # alpha starts at 0.05: nearly untouched features
 
 
 class _Reduce(nn.Module):
@@ -56,7 +57,6 @@ class InferenceNetwork(nn.Module):
         kind: ``"conv"`` sees neighbours, ``"mlp"`` (kernel size 1) one position at a time.
         width: channels that each layer is reduced to, a multiple of 8.
         hidden: channels of the two convolutions.
-        initial_logit: where alpha starts; ``-3`` is an alpha of 0.05, nearly untouched features.
     """
 
     def __init__(
@@ -66,7 +66,6 @@ class InferenceNetwork(nn.Module):
         kind: InferenceKind = "conv",
         width: int = 32,
         hidden: int = 64,
-        initial_logit: float = -3.0,
     ) -> None:
         super().__init__()
         self.position_axes = position_axes
@@ -84,7 +83,7 @@ class InferenceNetwork(nn.Module):
             last,
         )
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        nn.init.constant_(last.bias, initial_logit)  # type: ignore[arg-type]
+        nn.init.constant_(last.bias, _INITIAL_LOGIT)  # type: ignore[arg-type]
 
     def forward(self, context: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
         """Logit of alpha ``(N, 1, *positions)`` from standardised ``(N, C_l, *positions_l)``."""

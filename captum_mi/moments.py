@@ -9,6 +9,8 @@ from captum_mi import ranks
 
 __all__ = ["Moments", "StreamingMoments", "channel_view"]
 
+_FLOOR = 0.01  # of a layer's mean standard deviation
+
 
 def channel_view(values: Tensor, like: Tensor) -> Tensor:
     """View a ``(C,)`` tensor so that it broadcasts along axis 1 of ``like``: ``(N, C, ...)``."""
@@ -62,27 +64,25 @@ def _pooled(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]
 class Moments(nn.Module):
     """Standardises features channel by channel, and maps them back.
 
-    A channel's standard deviation is floored at ``floor`` times the mean one of its layer: a
+    A channel's standard deviation is floored at a hundredth of the mean one of its layer: a
     dead channel stays at 0 instead of being blown up.
 
     Args:
         channels: ``C``.
-        floor: relative floor of the standard deviation.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int, floor: float = 0.01) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.floor = floor
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 
     @torch.no_grad()
     def set(self, mean: Tensor, std: Tensor) -> None:
         """Store moments ``(C,)``, with the floor applied."""
-        lowest = self.floor * std.mean()
+        lowest = _FLOOR * std.mean()
         self.mean.copy_(mean)
         self.std.copy_(std.clamp_min(lowest) if lowest > 0 else torch.ones_like(std))
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from captum_mi.bottleneck import capacity, inject_noise, keep
+from captum_mi.bottleneck import capacity, inject_noise
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic, mlp
 from captum_mi.grid import locals_of, n_positions, resize
@@ -217,8 +217,3 @@ class Networks(nn.Module):
     def capacity(self, z: dict[Site, Tensor], logits: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """Capacity of each element of each site, ``(N, C, *positions)``, in nats."""
         return {site: capacity(z[site], logits[site]) for site in self.sites}
-
-    @staticmethod
-    def mean_signal(z: Tensor, logit: Tensor) -> Tensor:
-        """``(1 - alpha) z``, the mean of the noised features."""
-        return keep(logit) * z

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.bottleneck import mean_signal
 from captum_mi.fitting.example_keys import example_bits, example_keys
 from captum_mi.fitting.filling import even_rows
 from captum_mi.fitting.multiplier import Multiplier
@@ -228,6 +229,13 @@ def test_batches_of_one_train_no_critic(net, images):
         attr.fit(list(images[:4].split(1)), 2, progress=False)
 
 
+@pytest.mark.parametrize("value", [8, (0,), (4.5,)])
+@pytest.mark.parametrize("option", ["head_hidden", "critic_hidden"])
+def test_widths_out_of_range(net, option, value):
+    with pytest.raises(ValueError, match=rf"{option} must be a sequence of widths .* got "):
+        InfoBottleneckAttribution(net, "stage1", **{option: value})
+
+
 @pytest.mark.parametrize("option", ["lr", "base_lr", "locals_per_example", "bank_size"])
 def test_options_out_of_range(net, images, option):
     with pytest.raises(ValueError, match=rf"{option} must be .* got 0"):
@@ -241,6 +249,23 @@ def test_fit_and_refinement_inside_of_inference_mode(net, quick_fit):
         refined = attr.attribute(images, 1, refine_steps=2)
     assert len(set(attr.history.head)) == 4
     assert not torch.equal(refined, attr.attribute(images, 1))
+
+
+def test_arguments_made_inside_of_inference_mode(net, quick_fit):
+    """Prototypes are often computed there; shares need gradients through what is made of them."""
+    class WithWays(type(net)):
+        def forward(self, x, ways):
+            return super().forward(x)
+
+    images = torch.randn(16, 3, 12, 12)
+    attr = quick_fit(InfoBottleneckAttribution(
+        WithWays().eval(), "stage1", global_layer="dropout", downstream=lambda y, ways: y @ ways[0]), [images],
+        additional_forward_args=([torch.randn(16, 3)],))
+    ways = torch.randn(16, 3)
+    outside = attr.attribute(images, 1, ([ways],), refine_steps=3)
+    with torch.inference_mode():
+        inside = attr.attribute(images, 1, ([ways.clone()],), refine_steps=3)
+    torch.testing.assert_close(inside, outside)
 
 
 def test_inputs_that_are_read_twice_inside_of_inference_mode(quick_fit):
@@ -297,7 +322,7 @@ def test_the_bank_has_locals_of_every_kind_that_is_scored(net, images, quick_fit
         z = networks.standardise(capture_only(net, [*names], lambda: net(images)))[site]
         logit = torch.full_like(z[:, :1], 0.8).logit()
         kinds = {"clean": z, "mean": 0.2 * z, "noised": 0.2 * z + 0.8 * torch.randn_like(z)}
-        torch.testing.assert_close(networks.mean_signal(z, logit), kinds["mean"])
+        torch.testing.assert_close(mean_signal(z, logit), kinds["mean"])
         for kind, features in kinds.items():
             embedded = networks.critic(site, kind).embed_local(locals_of(features)).flatten(0, 1)
             bank = networks.bank(site).get_buffer(kind)

@@ -3,6 +3,7 @@
 import torch
 
 from captum_mi import InfoBottleneckAttribution
+from captum_mi.bottleneck import mean_signal
 from captum_mi.grid import resize
 from captum_mi.maps.posterior import capacity_prior, position_posterior
 from captum_mi.model.hooks import capture_only
@@ -79,7 +80,7 @@ def test_the_map_of_a_class_by_hand(net, images, quick_fit):
 
     odds, maps = torch.zeros(32, 1, 12, 12).double(), torch.zeros(32, 1, 12, 12).double()
     for site in networks.sites:
-        q = log_q(site, networks.mean_signal(z[site], logits[site]), "mean").exp()
+        q = log_q(site, mean_signal(z[site], logits[site]), "mean").exp()
         r = log_r.exp()
         odds += resize((q / (1 - q)).log() - (r / (1 - r)).log(), (12, 12)) / 2
         maps += resize((q / r).log(), (12, 12)) / 2

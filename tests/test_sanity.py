@@ -132,6 +132,8 @@ def test_predicting_from_x_prime(net, images, quick_fit):
     assert (own - net(images)).abs().max() > 1e-4
     torch.testing.assert_close(own[:3], attr.predict_noised(images[:3]))
     assert not torch.equal(own, attr.predict_noised(images, alpha_inputs=images.flip(0)))
+    with pytest.raises(ValueError, match=r"alpha_inputs must have the inputs' shapes, .*32.*3"):
+        attr.predict_noised(images, alpha_inputs=images[:3])
     leak = mask_leak(lambda m, f: attr.predict_noised(f, alpha_inputs=m), images,
                      torch.arange(32) % 5)
     assert leak.nats.shape == (32,)

@@ -29,7 +29,6 @@ class Fit:
     Attributes:
         structure: what was found in the model.
         networks: what was learned.
-        beta2: the last multiplier of the information in x'.
         history: the course of the fit.
         watch: tells whether the model's weights are still those of the fit.
         base: the copy of the model that was fine-tuned, if one was.
@@ -38,7 +37,6 @@ class Fit:
 
     structure: Structure
     networks: Networks
-    beta2: float
     history: History
     watch: WeightWatch
     base: nn.Module | None
@@ -67,9 +65,12 @@ class Fit:
             base.load_state_dict(_with_prefix(tensors, "base."))
         watch = WeightWatch(model if base is None else base)
         return cls(
-            structure, networks.requires_grad_(False), state["beta2"],
-            History(**state["history"]), watch, base,
-        )
+            structure, networks.requires_grad_(False), History(**state["history"]), watch, base)
+
+    @property
+    def beta2(self) -> float:
+        """The last multiplier of the information in x'."""
+        return self.history.beta2[-1]
 
     def tensors(self) -> dict[str, Tensor]:
         """Networks, moments and banks, and a base that was fine-tuned."""
@@ -83,7 +84,6 @@ class Fit:
         return {
             "structure": self.structure.to_dict(),
             "bank_sizes": self.networks.bank_sizes,
-            "beta2": self.beta2,
             "history": vars(self.history),
             "base": self.base is not None,
         }

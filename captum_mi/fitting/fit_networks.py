@@ -98,10 +98,10 @@ def fit_networks(
         if base is not None:
             for parameter in base.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
-        history, beta2 = train(firsts, networks, walk, surveyed, settings, teacher, recorder)
+        history = train(firsts, networks, walk, surveyed, settings, teacher, recorder)
         fill_bank(firsts, networks, walk, surveyed, settings)
     networks.requires_grad_(False)
-    return Fit(structure, networks, beta2, history, WeightWatch(trained), base)
+    return Fit(structure, networks, history, WeightWatch(trained), base)
 
 
 def _placed(

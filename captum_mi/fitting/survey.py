@@ -17,9 +17,9 @@ from captum_mi.model.inputs import all_finite, check_inputs
 from captum_mi.model.modules import device_of
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
-from captum_mi.outputs import BernoulliOutput, CategoricalOutput, Output, make_prediction
+from captum_mi.outputs import CategoricalOutput, Output, make_prediction
+from captum_mi.outputs.output_warnings import warn_if_probabilities, warn_if_values
 from captum_mi.progress import bar
-from captum_mi.warn import warn
 
 __all__ = ["Survey", "Walk", "held_out_of", "survey"]
 
@@ -27,7 +27,6 @@ __all__ = ["Survey", "Walk", "held_out_of", "survey"]
 Walk = Callable[[], Iterator[Batch]]
 
 _HELD_OUT_EVERY = 8  # one example in eight is held out from the heads
-_CERTAIN = 15.0  # nats: a logit that is hardly ever smaller is none
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     device, asked = device_of(firsts.passes.model), networks.design
     seen = _seen(firsts, networks, walk, settings)
     if asked.output is None and asked.prediction is None:
-        _warn_if_probabilities(networks.output, seen.y, (
+        warn_if_probabilities(networks.output, seen.y, (
             "Pass output='probabilities' if they are probabilities, or output='categorical' if "
             "they are logits"))
-        _warn_if_values(networks.output, seen.y)
+        warn_if_values(networks.output, seen.y)
     networks.output.cpu().fit_marginal(seen.y)
     coordinates = networks.output.critic_input(seen.y)
     networks.global_moments.set(coordinates.mean(0), coordinates.std(0, correction=0))
@@ -137,7 +136,7 @@ def _task_output(firsts: FirstPasses, networks: Networks, predictions: Tensor) -
     output.fit_marginal(predictions)
     downstream = firsts.passes.downstream is not None
     if asked is None:
-        _warn_if_probabilities(output, predictions, (
+        warn_if_probabilities(output, predictions, (
             "If they are probabilities, let downstream return their logarithm" if downstream else
             "Pass prediction='probabilities' if they are probabilities, or "
             "prediction='categorical' if they are logits"))
@@ -170,30 +169,3 @@ def _finite(tensor: Tensor, name: str) -> Tensor:
             "that overflows in half precision may need amp=False)"
         )
     return tensor
-
-
-def _warn_if_probabilities(output: Output, raw: Tensor, advice: str) -> None:
-    """Probabilities that are taken for logits: what is made of them is nearly uniform."""
-    if not isinstance(output, (CategoricalOutput, BernoulliOutput)) or output.probabilities:
-        return
-    if float(raw.min()) < 0 or float(raw.max()) > 1 + 1e-3:
-        return
-    if isinstance(output, BernoulliOutput):
-        like = "lie between 0 and 1, as if they came from a sigmoid"
-    elif bool(((raw.flatten(1).float().sum(1) - 1).abs() < 1e-3).all()):
-        like = "are positive and sum to 1, as if they came from a softmax"
-    else:
-        like = "lie between 0 and 1, as if they were independent labels, from a sigmoid"
-        advice = "For independent labels return their logits, and pass output='bernoulli'"
-    warn(f"the model's predictions {like}; they are taken for logits. {advice}")
-
-
-def _warn_if_values(output: Output, raw: Tensor) -> None:
-    """A value that is taken for a logit: what is made of it is always certain."""
-    if not isinstance(output, BernoulliOutput) or float(raw.abs().median()) < _CERTAIN:
-        return
-    warn(
-        f"the model's output goes from {float(raw.min()):.4g} to {float(raw.max()):.4g} and is "
-        "taken for the logit of a label, by which the model is certain of every example. If it "
-        "is a value, as of a regression, pass output='gaussian'"
-    )

@@ -92,7 +92,7 @@ class Trainer:
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Update all networks on one batch and return the terms, in nats."""
-        like = self.networks.global_moments.mean
+        like = self.networks.global_moments.mean  # NaN: not chosen yet, as a recorded step sees it
         beta2 = like.new_full((), math.nan if self.beta2.value is None else self.beta2.value)
         inputs, labels = batch.inputs, self.settings.labels_of(batch)
 
@@ -299,7 +299,7 @@ def train(
     settings: Settings,
     teacher: Passes | None = None,
     recorder: Recorder | None = None,
-) -> tuple[History, float]:
+) -> History:
     """Train the networks.
 
     Args:
@@ -312,7 +312,7 @@ def train(
         recorder: records steps, where they can be.
 
     Returns:
-        The history, and the last beta2.
+        The course of the terms.
 
     Raises:
         FloatingPointError: if a term of the objective is not finite.
@@ -334,7 +334,7 @@ def train(
     if recorder is not None:
         recorder.clear()
     _warn_of(trainer, history)
-    return history, history.beta2[-1]
+    return history
 
 
 def _warn_of(trainer: Trainer, history: History) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_mi.bottleneck import mean_signal
 from captum_mi.grid import Place, on_grid, resize, without_offsets
 from captum_mi.maps.heatmap import joined
 from captum_mi.maps.posterior import capacity_prior, position_posterior
@@ -157,7 +158,7 @@ class Evidence:
     def _features(self, site: Site, noised: bool) -> Tensor:
         """Clean features of a site, or x' at its mean."""
         z = self.z[site]
-        return self.networks.mean_signal(z, self.logits[site]) if noised else z
+        return mean_signal(z, self.logits[site]) if noised else z
 
     def _head(self, site: Site, noised: bool) -> Tensor:
         """Parameters of q at every position, computed once."""

@@ -57,7 +57,8 @@ class Question:
             target: whether there is a target.
             information: see :class:`Question`.
             estimator: see :class:`Question`.
-            weighting: ``None`` for the most telling one that is possible.
+            weighting: ``None``: of evidence for a class shares where they are measured, else the
+                posterior; of anything else none.
             refine_steps: see :class:`Question`.
             joined: see :class:`Question`.
 

@@ -21,6 +21,7 @@ from captum_mi.maps.weighting import Measured
 from captum_mi.model.hooks import LayerOutput
 from captum_mi.model.inputs import all_finite, check_finite
 from captum_mi.model.later import Later
+from captum_mi.model.modules import dtype_of
 from captum_mi.model.passes import Pass, Passes
 from captum_mi.probing.sites import Site
 
@@ -33,7 +34,6 @@ class Reader:
     Args:
         passes: passes of the model.
         fit: the fit.
-        readout: from heads to evidence.
         question: what is asked.
         inputs: one batch.
         args: additional forward arguments of the batch.
@@ -45,16 +45,16 @@ class Reader:
         self,
         passes: Passes,
         fit: Fit,
-        readout: Readout,
         question: Question,
         inputs: tuple[Tensor, ...],
         args: tuple[Any, ...],
         index: Tensor | None,
         baselines: tuple[Tensor, ...] = (),
     ) -> None:
-        self.passes, self.fit, self.readout, self.question = passes, fit, readout, question
+        self.passes, self.fit, self.question = passes, fit, question
         self.inputs, self.args, self.index, self.baselines = inputs, args, index, baselines
         self.networks = fit.networks
+        self.readout = Readout.of(fit.networks, passes.downstream, dtype_of(passes.model))
         self.layers = self._captured()
         self._sums = self._ask()
 

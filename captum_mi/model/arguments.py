@@ -18,7 +18,8 @@ def move(value: Any, device: torch.device) -> Any:
     """
     if isinstance(value, Tensor):
         moved = value.to(device, non_blocking=True)
-        return moved.clone() if moved.is_inference() else moved
+        with torch.inference_mode(False):
+            return moved.clone() if moved.is_inference() else moved
     if isinstance(value, (tuple, list)):
         return rebuilt(value, [move(part, device) for part in value])
     return value

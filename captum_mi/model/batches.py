@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from captum_mi.model.arguments import move
 
-__all__ = ["Batch", "Data", "batches", "epochs_of", "explained_calls"]
+__all__ = ["Batch", "Data", "epochs_of", "explained_calls"]
 
 
 @dataclass(frozen=True)
@@ -39,48 +39,6 @@ class Batch:
             )
 
 
-def batches(
-    loader: Iterable[Any],
-    device: torch.device,
-    prepare_batch: Callable[[Any], Any] | None,
-    additional_forward_args: tuple[Any, ...],
-) -> Iterator[Batch]:
-    """Walk a loader once.
-
-    A bare tensor is the inputs, a pair is (inputs, labels), a sequence of three or more tensors
-    is several inputs; ``prepare_batch`` may turn anything else into one of these or a
-    :class:`Batch`.
-
-    Raises:
-        TypeError: for a tensor, a dataset or a one-shot iterator, or an item of another form.
-        ValueError: if the loader yields nothing.
-    """
-    if isinstance(loader, (Tensor, Dataset)) and not isinstance(loader, IterableDataset):
-        raise TypeError(
-            f"expected a loader that yields batches; got a {type(loader).__name__}, which yields "
-            "single examples. Pass DataLoader(dataset, batch_size), DataLoader(dataset, "
-            "batch_size=None) if its items are batches, or [images] for one batch"
-        )
-    iterator = iter(loader)
-    if iterator is loader:
-        raise TypeError(
-            f"the loader is walked several times, and a {type(loader).__name__} can be walked "
-            "only once; pass a DataLoader, a list, or another iterable that starts afresh"
-        )
-    empty = True
-    for item in iterator:
-        empty = False
-        batch = _to_batch(prepare_batch(item) if prepare_batch else item)
-        inputs = move(batch.inputs, device)
-        yield Batch(
-            _channels_last(inputs) if device.type == "cuda" else inputs,
-            move(batch.labels, device),
-            move(batch.additional_forward_args or additional_forward_args, device),
-        )
-    if empty:
-        raise ValueError("the loader is empty: it yielded no batch")
-
-
 @contextmanager
 def epochs_of(loader: Iterable[Any]) -> Iterator[Callable[[], None]]:
     """What is to be called before each walk over a loader inside.
@@ -102,11 +60,14 @@ def epochs_of(loader: Iterable[Any]) -> Iterator[Callable[[], None]]:
 
 @dataclass(frozen=True)
 class Data:
-    """What is fitted on: a loader, and what its items are turned into.
+    """What is walked over: a loader, and what its items are turned into.
+
+    An item that is a bare tensor is the inputs, a pair is (inputs, labels), a sequence of three
+    or more tensors is several inputs.
 
     Attributes:
         loader: any iterable that can be walked again.
-        prepare_batch: see :func:`batches`.
+        prepare_batch: turns anything else into one of these or a :class:`Batch`.
         additional_forward_args: of the model, for batches that have none of their own.
     """
 
@@ -122,6 +83,42 @@ class Data:
         except TypeError:  # as a DataLoader over a stream
             return None
 
+    def batches(self, device: torch.device) -> Iterator[Batch]:
+        """Walk once.
+
+        Raises:
+            TypeError: for a tensor, a dataset or a one-shot iterator, or an item of another form.
+            ValueError: if the loader yields nothing.
+        """
+        empty = True
+        for item in self._iterator():
+            empty = False
+            batch = _to_batch(self.prepare_batch(item) if self.prepare_batch else item)
+            inputs = move(batch.inputs, device)
+            yield Batch(
+                _channels_last(inputs) if device.type == "cuda" else inputs,
+                move(batch.labels, device),
+                move(batch.additional_forward_args or self.additional_forward_args, device),
+            )
+        if empty:
+            raise ValueError("the loader is empty: it yielded no batch")
+
+    def _iterator(self) -> Iterator[Any]:
+        loader = self.loader
+        if isinstance(loader, (Tensor, Dataset)) and not isinstance(loader, IterableDataset):
+            raise TypeError(
+                f"expected a loader that yields batches; got a {type(loader).__name__}, which "
+                "yields single examples. Pass DataLoader(dataset, batch_size), DataLoader("
+                "dataset, batch_size=None) if its items are batches, or [images] for one batch"
+            )
+        iterator = iter(loader)
+        if iterator is loader:
+            raise TypeError(
+                f"the loader is walked several times, and a {type(loader).__name__} can be walked "
+                "only once; pass a DataLoader, a list, or another iterable that starts afresh"
+            )
+        return iterator
+
     @contextmanager
     def walks(self, device: torch.device) -> Iterator[Callable[[], Iterator[Batch]]]:
         """What starts a walk, each in an order of its own where the loader shuffles."""
@@ -129,8 +126,7 @@ class Data:
 
             def walk() -> Iterator[Batch]:
                 begin()
-                return batches(
-                    self.loader, device, self.prepare_batch, self.additional_forward_args)
+                return self.batches(device)
 
             yield walk
 

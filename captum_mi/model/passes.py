@@ -74,6 +74,7 @@ class Passes:
         self.downstream = downstream
         self.layers = list(layers)
         self.global_layer = global_layer
+        self._global = [] if global_layer is None else [global_layer]
         self.on_repeat: OnRepeat = on_repeat
 
     def first(
@@ -87,15 +88,14 @@ class Passes:
             continued: where second passes will replace features; without gradients, what runs
                 before is kept for them.
         """
-        only_global = [self.global_layer] if self.global_layer is not None else []
         before = Replay()
         recorded: AbstractContextManager[None] = nullcontext()
         replayed = self.replays and self.on_repeat != "last" and not torch.is_grad_enabled()
         if continued and replayed:
-            recorded = before.record(self.model, [site.layer for site in continued] + only_global)
+            recorded = before.record(self.model, [site.layer for site in continued] + self._global)
         with (
             self._precision(),
-            capture(self.model, self.layers + only_global, self.on_repeat) as captured,
+            capture(self.model, self.layers + self._global, self.on_repeat) as captured,
             recorded,
             self._counted(layers_of(continued)) as before.calls,
         ):
@@ -141,7 +141,6 @@ class Passes:
             layer: _on_parts({site: noised[site] for site in noised if site.layer == layer})
             for layer in layers_of(noised)
         }
-        only_global = [self.global_layer] if self.global_layer is not None else []
         before = before or Replay()
         calls = before.calls
         if self.on_repeat == "last" and not calls:
@@ -150,7 +149,7 @@ class Passes:
         with (
             self._precision(),
             replace_output(self.model, transforms, self.on_repeat, calls),
-            capture(self.model, only_global, self.on_repeat) as captured,
+            capture(self.model, self._global, self.on_repeat) as captured,
             before.play(),
         ):
             output = self._run(inputs, args)

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mi.bounds import bernoulli_kl
-from captum_mi.outputs.output import Output, check_probabilities, check_range, gather
+from captum_mi.outputs.output import LOG_FLOOR, Output, check_probabilities, check_range, gather
 
 __all__ = ["BernoulliOutput"]
 
-_LOG_FLOOR = -20.0
 
 
 class BernoulliOutput(Output):
@@ -41,7 +40,7 @@ class BernoulliOutput(Output):
         return torch.sigmoid(self._logits(raw))
 
     def critic_input(self, raw: Tensor) -> Tensor:
-        return self._logits(raw).clamp(_LOG_FLOOR, -_LOG_FLOOR)
+        return self._logits(raw).clamp(LOG_FLOOR, -LOG_FLOOR)
 
     def fit_marginal(self, raw: Tensor) -> None:
         y = self.encode(raw).double()

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mi.bounds import categorical_kl
-from captum_mi.outputs.output import Output, check_probabilities, check_range, gather
+from captum_mi.outputs.output import LOG_FLOOR, Output, check_probabilities, check_range, gather
 
 __all__ = ["CategoricalOutput"]
 
-_LOG_FLOOR = -20.0
 _LARGEST_LOGIT = 80.0  # exp of it is finite
 _MAX_JOINT = 16384  # numbers of an output of several axes that are classes of one categorical
 
@@ -45,13 +44,13 @@ class CategoricalOutput(Output):
         if not self.probabilities:
             return F.log_softmax(flat, -1)
         check_probabilities(flat, sum_to_one=True)
-        return flat.clamp_min(math.exp(_LOG_FLOOR)).log()
+        return flat.clamp_min(math.exp(LOG_FLOOR)).log()
 
     def encode(self, raw: Tensor) -> Tensor:
         return self._log_probabilities(raw).exp()
 
     def critic_input(self, raw: Tensor) -> Tensor:
-        return self._log_probabilities(raw).clamp_min(_LOG_FLOOR)
+        return self._log_probabilities(raw).clamp_min(LOG_FLOOR)
 
     def fit_marginal(self, raw: Tensor) -> None:
         # Half an example spread over all classes keeps r above 0 for classes that never occur.

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["Output", "check_probabilities", "check_range", "gather"]
+__all__ = ["LOG_FLOOR", "Output", "check_probabilities", "check_range", "gather"]
+
+#: Least logarithm of a probability, in nats, that critics are shown.
+LOG_FLOOR = -20.0
 
 
 class Output(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from captum_mi.model.hooks import OnRepeat
 from captum_mi.outputs import OutputKind, PredictionKind
 from captum_mi.probing.strides import ChannelAxis
 
-__all__ = ["Design", "MarginalKind", "Noise"]
+__all__ = ["Design", "MarginalKind", "Noise", "widths"]
 
 Noise = Literal["matched", "standard"]
 MarginalKind = Literal["data", "uniform"]
@@ -63,3 +64,16 @@ class Design:
     def from_dict(cls, values: dict[str, Any]) -> Design:
         hidden = {name: tuple(values[name]) for name in ("head_hidden", "critic_hidden")}
         return cls(**{**values, **hidden})
+
+
+def widths(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    """Widths of hidden layers, which may be none.
+
+    Raises:
+        ValueError: for anything but integers of at least 1.
+    """
+    if not isinstance(value, Sequence) or not all(isinstance(n, int) and n > 0 for n in value):
+        raise ValueError(
+            f"{name} must be a sequence of widths of at least 1, such as (256,), or () for a "
+            f"single layer; got {value!r}")
+    return tuple(value)

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_mi.model.hooks import LayerOutput
 from captum_mi.probing.strides import ChannelAxis, downsampled
 
-__all__ = ["ChannelAxis", "Site", "find_sites", "layers_of"]
+__all__ = ["Site", "find_sites", "layers_of"]
 
 _PREFIXES = (0, 1, 2, 5)  # class, distillation and register tokens, as they come in practice
 
