@@ -184,7 +184,7 @@ class BottleneckAttribution(InternalAttribution):
 
     def _set_modules(self) -> None:
         """Captum's own attribute: the modules, as they were given."""
-        self.layer = self._named.modules(self.forward_func, self.layers)
+        self.layer = self._named.modules(self.model, self.layers)
 
     # ------------------------------------------------------------------ state
 
@@ -290,7 +290,7 @@ class BottleneckAttribution(InternalAttribution):
         process that calls it alone waits for the others.
 
         On CUDA a step on batches of one shape is recorded as a graph, unless the model waits for
-        the device in its passes, takes additional arguments, is fine-tuned, or several processes
+        the device in its passes, takes additional arguments, is being tuned, or several processes
         fit: kernels then run without Python between them. (To find out whether the model waits,
         PyTorch is told to raise where anything does, in any thread, during the first step.)
 
@@ -317,7 +317,7 @@ class BottleneckAttribution(InternalAttribution):
             bank_size: locals in the reference bank of each layer.
             locals_per_example: positions per example and step that InfoNCE contrasts.
             finetune_base: also train a deep copy of the model, as the source describes; it is
-                ``attr.model`` afterwards.
+                ``attr.model`` afterwards. All else is then fitted to it anew, in as many steps.
             base_lr: learning rate of that copy.
             amp: bfloat16 for the passes of the model. Default: on CUDA, for float32 models;
                 inside ``torch.autocast``, what that says. A CPU without bfloat16 instructions
@@ -564,7 +564,7 @@ class BottleneckAttribution(InternalAttribution):
         data = Data(loader, prepare_batch, args)
         passes, scale = self._reading_passes(), per_unit(unit)
         rows: list[Tensor] = []
-        with self._reading(seed):
+        with self._reading(seed + ranks.rank()):  # each process draws noise of its own
             fit.move_to(self.model)
             walk = data.batches(device_of(self.model))
             for batch in bar(walk, "information", "batch", progress, data.n_batches):
@@ -643,6 +643,7 @@ class BottleneckAttribution(InternalAttribution):
         fit = Fit.restored(tensors, state["fit"], model, design, alpha)
         attribution._check_structure(fit.structure)
         attribution._fit = fit
+        attribution._set_modules()
         return attribution
 
     def bind(
@@ -668,8 +669,8 @@ class BottleneckAttribution(InternalAttribution):
         if downstream is None:
             downstream = counterpart(self.downstream, self.forward_func, model)
         bound.downstream = downstream
-        bound._set_modules()
         bound._fit = dataclasses.replace(fit, base=None, watch=WeightWatch(model))
+        bound._set_modules()
         return bound
 
 

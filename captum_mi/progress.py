@@ -26,6 +26,6 @@ def bar(
         total: how many there are, if the iterable does not know.
         stays: whether the bar is left when it is full.
     """
-    shown = progress and ranks.is_first()
+    shown = progress and ranks.rank() == 0
     return tqdm(iterable, description, total, stays, unit=unit, disable=not shown,
                 dynamic_ncols=True)

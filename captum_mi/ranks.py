@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
-    "average_", "first_row", "gather_rows", "is_first", "rand_rows", "randn_rows", "total",
+    "average_", "first_row", "gather_rows", "rand_rows", "randn_rows", "rank", "total",
     "weight_of", "world",
 ]
 
@@ -22,9 +22,9 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def is_first() -> bool:
-    """Whether this process is the one that speaks."""
-    return world() == 1 or dist.get_rank() == 0
+def rank() -> int:
+    """Number of this process; 0 for the one that speaks."""
+    return dist.get_rank() if world() > 1 else 0
 
 
 def total(value: Tensor) -> Tensor:
@@ -46,13 +46,13 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     parts = [part[:n] for part, n in zip(parts, sizes)]
-    parts[dist.get_rank()] = rows
+    parts[rank()] = rows
     return torch.cat(parts)
 
 
 def first_row(n: int, device: torch.device) -> int:
     """How many rows the processes before this one have, if this one has ``n``."""
-    return sum(_sizes(n, device)[: dist.get_rank()]) if world() > 1 else 0
+    return sum(_sizes(n, device)[: rank()]) if world() > 1 else 0
 
 
 def weight_of(n: int, device: torch.device) -> float:
@@ -86,7 +86,7 @@ def average_(gradients: Sequence[Tensor]) -> None:
 
 def _own(like: Tensor, draw: object) -> Tensor:
     sizes = _sizes(len(like), like.device)
-    start = sum(sizes[: dist.get_rank()])
+    start = sum(sizes[: rank()])
     every: Tensor = draw(  # type: ignore[operator]
         sum(sizes), *like.shape[1:], device=like.device, dtype=like.dtype)
     return every[start : start + len(like)]

@@ -9,7 +9,8 @@
 pixel, ``targets`` (n,), and the file names in the metadata; shards that are there, of the same
 images (by name, size and time), settings and fit, are not made again. Without ``--fit``, or if
 that file is missing, the processes fit together first. With ``--overlays`` a picture of every
-image is written too. Memory does not grow with their number.
+image is written too, as ``pictures/NAME.png``. Memory does not grow with their number. Shards that
+are not of these images and settings any more are removed, with the pictures of what they name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch.distributed as dist
 import torchvision
 from networks import classes_of, torchvision_weights
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -37,16 +38,22 @@ from captum_mi.model.weights import fingerprint
 from captum_mi.visualize import overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PICTURES = "pictures"
 
 
 class Folder(Dataset[tuple[Tensor, int]]):
-    """Images of a folder, sorted by name; items are (input, index)."""
+    """Images of a folder but for pictures in ``out``, sorted; items are (input, index)."""
 
-    def __init__(self, root: Path, view: View) -> None:
-        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    def __init__(self, root: Path, out: Path, view: View) -> None:
+        self.root, self.view = root.resolve(), view
+        self.paths = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES
+                            and not p.is_relative_to(out.resolve() / PICTURES))
         if not self.paths:
             raise FileNotFoundError(f"{root}: no image with a suffix of {SUFFIXES}")
-        self.view = view
+
+    def name(self, i: int) -> str:
+        """Path of an image in the folder."""
+        return str(self.paths[i].relative_to(self.root))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,6 +76,9 @@ def main() -> None:
                         help="path of a state_dict, or a name of torchvision's weights enum, such "
                              "as DEFAULT")
     parser.add_argument("--size", type=int, default=224, help="height and width of inputs")
+    for name in ("mean", "std"):
+        parser.add_argument(f"--{name}", nargs=3, type=float, default=getattr(View, name),
+                            help="of each channel, by which the network's inputs are normalised")
     parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
     parser.add_argument("--steps", type=int, default=700, help="of the fit")
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
@@ -83,25 +93,56 @@ def main() -> None:
     device = torch.device("cuda", rank % torch.cuda.device_count()) if (
         torch.cuda.is_available()) else torch.device("cpu")
     model = build(options).to(device)
-    folder = Folder(options.images, View(options.size))
+    view = View(options.size, tuple(options.mean), tuple(options.std))
+    folder = Folder(options.images, options.out, view)
     attr = fitted(model, folder, options, world)
-    shards = [options.out / f"shard_{n:05d}.safetensors"
-              for n in range(-(-len(folder) // options.shard))]
-    for path in set(options.out.glob("shard_*.safetensors")) - set(shards):  # of a larger folder
-        path.unlink(missing_ok=True)
-    wanted = range(rank, len(shards), world)
-    for number in tqdm(wanted, desc="shards", disable=rank > 0):
-        rows = range(number * options.shard, min((number + 1) * options.shard, len(folder)))
-        path = shards[number]
-        description = described(attr, folder, rows, options)
-        if not (is_there(path, description) and all(
-                picture_of(folder, i, options).exists() for i in rows if options.overlays)):
-            write_shard(path, attr, folder, rows, description, options)
+    shards = {
+        options.out / f"shard_{start // options.shard:05d}.safetensors":
+            range(start, min(start + options.shard, len(folder)))
+        for start in range(0, len(folder), options.shard)
+    }
+    if rank == 0:
+        discard_outdated(shards, attr, folder, options)
+    meet(world)
+    for path in tqdm(list(shards)[rank::world], desc="shards", disable=rank > 0):
+        if not path.exists():
+            write_shard(path, attr, folder, shards[path], options)
+    meet(world)
     if world > 1:
-        dist.barrier()
         dist.destroy_process_group()
     if rank == 0:
         print(f"maps of {len(folder)} images in {options.out}/")
+
+
+def discard_outdated(
+    shards: dict[Path, range], attr: InfoBottleneckAttribution, folder: Folder,
+    options: argparse.Namespace,
+) -> None:
+    """Remove shards of other images, settings or fits, and the pictures of what they name."""
+    for path in options.out.glob("shard_*.safetensors"):
+        found, rows = metadata(path), shards.get(path, range(0))
+        drawn = not options.overlays or all(
+            picture_of(folder.name(i), options).exists() for i in rows)
+        if rows and drawn and found == described(attr, folder, rows, options):
+            continue
+        for name in json.loads(found.get("names", "[]")):
+            picture_of(name, options).unlink(missing_ok=True)
+        path.unlink()
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """How a shard was made, as it says itself; of one that is cut off nothing is known."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        return {}
+
+
+def meet(world: int) -> None:
+    """Wait for the other processes."""
+    if world > 1:
+        dist.barrier()
 
 
 def join_processes() -> tuple[int, int]:
@@ -146,39 +187,30 @@ def described(
     attr: InfoBottleneckAttribution, folder: Folder, rows: range, options: argparse.Namespace
 ) -> dict[str, str]:
     """What is in a shard and how it was made: its metadata."""
-    paths = [folder.paths[i] for i in rows]
-    names = [str(path.relative_to(options.images)) for path in paths]
-    states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    states = [(path.stat().st_size, path.stat().st_mtime_ns)
+              for path in folder.paths[rows.start : rows.stop]]
     settings = {name: str(getattr(options, name))
-                for name in ("model", "weights", "size", "target", "overlays")}
-    return {"names": json.dumps(names), "files": json.dumps(states),
+                for name in ("model", "weights", "size", "mean", "std", "target", "overlays")}
+    return {"names": json.dumps([folder.name(i) for i in rows]), "files": json.dumps(states),
             "layers": json.dumps(attr.layers), "unit": "nats / pixel",
             "settings": json.dumps(settings), "fit": fingerprint(attr.networks)}
 
 
-def is_there(path: Path, description: dict[str, str]) -> bool:
-    """Whether a shard has been written, of that description."""
-    if not path.exists():
-        return False
-    with safe_open(path, framework="pt") as file:
-        return bool(file.metadata() == description)
-
-
-def picture_of(folder: Folder, i: int, options: argparse.Namespace) -> Path:
+def picture_of(name: str, options: argparse.Namespace) -> Path:
     """Where the picture of an image is written."""
-    return (options.out / f"{i:08d}_{folder.paths[i].stem}").with_suffix(".png")
+    path: Path = options.out / PICTURES / f"{name}.png"
+    return path
 
 
 def write_shard(
     path: Path, attr: InfoBottleneckAttribution, folder: Folder, rows: range,
-    description: dict[str, str], options: argparse.Namespace,
+    options: argparse.Namespace,
 ) -> None:
-    """Maps of one shard; the file appears when it is whole. Pictures of earlier maps go."""
-    for i in rows:
-        picture_of(folder, i, options).unlink(missing_ok=True)
+    """Maps of one shard; the file appears when it is whole."""
     maps, targets = zip(*explained(attr, folder, rows, options))
     unfinished = path.with_suffix(".unfinished")
-    save_file({"maps": torch.cat(maps), "targets": torch.cat(targets)}, unfinished, description)
+    save_file({"maps": torch.cat(maps), "targets": torch.cat(targets)}, unfinished,
+              described(attr, folder, rows, options))
     unfinished.replace(path)
 
 
@@ -198,9 +230,10 @@ def explained(
         if options.overlays:
             for image, heat, i, wanted in zip(
                     images.cpu(), maps, indices.tolist(), target.tolist()):
+                path = picture_of(folder.name(i), options)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 title = f"{folder.paths[i].name}: evidence for class {wanted}"
-                overlay(image, heat, title=title).savefig(
-                    picture_of(folder, i, options), dpi=100)
+                overlay(image, heat, title=title).savefig(path, dpi=100)
         yield maps, target.cpu()
 
 

@@ -258,10 +258,11 @@ def test_arguments_made_inside_of_inference_mode(net, quick_fit):
             return super().forward(x)
 
     images = torch.randn(16, 3, 12, 12)
-    attr = quick_fit(InfoBottleneckAttribution(
-        WithWays().eval(), "stage1", global_layer="dropout", downstream=lambda y, ways: y @ ways[0]), [images],
-        additional_forward_args=([torch.randn(16, 3)],))
     ways = torch.randn(16, 3)
+    attr = quick_fit(
+        InfoBottleneckAttribution(WithWays().eval(), "stage1", global_layer="dropout",
+                                  downstream=lambda y, ways: y @ ways[0]),
+        [images], additional_forward_args=([ways],))
     outside = attr.attribute(images, 1, ([ways],), refine_steps=3)
     with torch.inference_mode():
         inside = attr.attribute(images, 1, ([ways.clone()],), refine_steps=3)

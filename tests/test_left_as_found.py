@@ -14,6 +14,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.model.hooks import capture_only
 from captum_mi.model.modules import held_by, modules_of
 from captum_mi.model.preserve import evaluation_mode
 
@@ -185,8 +186,24 @@ def test_finetuning_trains_a_copy(net, images, quick_fit):
         base_lr=1e-2,
     )
     assert attr.model is not net
+    assert attr.layer is attr.model.stage2
     assert not torch.equal(attr.model.stage2[0].weight, net.stage2[0].weight)
     assert attr.attribute(images, target=0).shape == images.shape
+
+
+def test_moments_and_marginal_are_those_of_the_finetuned_copy(net, images, quick_fit):
+    labels = (torch.arange(32) < 4).long()  # other predictions than the network's
+    attr = quick_fit(
+        InfoBottleneckAttribution(net, "stage2"), [(images, labels)], steps=30, task="labels",
+        finetune_base=True, base_lr=0.1, beta1=0, beta2=0.1,
+    )
+    mean = attr.model(images).softmax(1).mean(0)
+    assert (mean - net(images).softmax(1).mean(0)).abs().max() > 0.1
+    torch.testing.assert_close(attr.networks.output.log_marginal.exp(), mean, atol=0.02, rtol=0)
+    (site,) = attr.networks.sites
+    layers = capture_only(attr.model, attr.layers, lambda: attr.model(images))
+    z = attr.networks.moments_of(site).standardise(site.of(layers))
+    assert z.mean((0, 2, 3)).abs().max() < 1e-4
 
 
 def test_attribution_runs_the_model_no_further_than_the_deepest_layer_that_is_read(

@@ -243,7 +243,9 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
     attribute_folder.main()
     with safe_open(shards[0], "pt") as file:
         assert file.get_tensor("targets").tolist() == [3] * 4
-    assert len(list((tmp_path / "two").glob("*.png"))) == 11
+    pictures = tmp_path / "two" / "pictures"
+    assert len(list(pictures.rglob("*.png"))) == 11
+    assert (pictures / "part0" / "0.png.png").exists()
     with safe_open(shards[0], "pt") as file:
         maps = file.get_tensor("maps")
     to_pil_image(255 - pixels).save(tmp_path / "images" / "part0" / "0.png")  # of the same name
@@ -251,7 +253,7 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
     attribute_folder.main()
     with safe_open(shards[0], "pt") as file:
         assert not torch.equal(file.get_tensor("maps")[0], maps[0])
-    assert not list((tmp_path / "two").glob("*.png"))  # which were of earlier maps
+    assert not list(pictures.rglob("*.png"))  # which were of earlier maps
     (tmp_path / "fit.safetensors").unlink()
     before = shards[0].stat().st_mtime_ns
     monkeypatch.setattr(sys, "argv", [*again, "--target", "3", "--seed", "1"])
@@ -259,9 +261,14 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
     assert shards[0].stat().st_mtime_ns > before
     for image in (tmp_path / "images" / "part1").iterdir():
         image.unlink()
-    shards[0].unlink()
+    shards[0].write_bytes(shards[0].read_bytes()[:-100])  # cut off
+    monkeypatch.setattr(
+        sys, "argv", [*map(str, command), "--out", str(tmp_path / "images" / "part1")])
+    os.rename(tmp_path / "two", tmp_path / "images" / "part1")  # results among the images
     attribute_folder.main()
-    assert sorted((tmp_path / "two").iterdir()) == shards[:2]  # five images are left
+    left = sorted(path.name for path in (tmp_path / "images" / "part1").glob("shard*"))
+    assert left == [path.name for path in shards[:2]]  # five images are left
+    assert not list((tmp_path / "images" / "part1").rglob("*.png"))
 
 
 def test_noisy_channel(tmp_path):

@@ -1,10 +1,14 @@
-"""Fitting: look at the model, survey the data, train the networks, fill the banks."""
+"""Fitting: look at the model, survey the data, train the networks, fill the banks.
+
+A copy that is trained too changes under its heads, moments and marginals. These are left behind
+with the networks that it was trained with, and all is fitted to what it has become.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,7 @@ from captum_mi.model.modules import device_of
 from captum_mi.model.precision import chosen_amp, full_precision
 from captum_mi.model.preserve import evaluation_mode, isolated_randomness
 from captum_mi.model.weights import WeightWatch
+from captum_mi.networks import Networks
 from captum_mi.probing.design import Design
 from captum_mi.probing.map_input import check_map_input
 from captum_mi.probing.named import Named
@@ -80,28 +85,44 @@ def fit_networks(
         with explained_calls(first):
             found = probe(trained, first, design, named, downstream)
             check(found)
+
+        def prepared(structure: Structure, cache_bytes: int) -> tuple[Networks, FirstPasses]:
+            sizes = [settings.bank_size] * len(structure.sites) if settings.beta1 else []
+            networks = networks_for(trained, design, structure, alpha, sizes)
+            passes = structure.passes(trained, design.on_repeat, downstream, amp)
+            return networks, FirstPasses(
+                passes, networks.noised_sites, cache_bytes, data.n_batches)
+
+        if base is not None:
+            networks, firsts = prepared(found, 0)
+            teacher = found.passes(model, design.on_repeat, downstream, amp)
+            surveyed = survey(firsts, networks, walk, settings)
+            with _trainable(base):
+                train(firsts, networks, walk, surveyed, settings, teacher)
         structure = _placed(found, trained, design, downstream, first)
-        bank_sizes = [settings.bank_size] * len(structure.sites) if settings.beta1 else []
-        networks = networks_for(trained, design, structure, alpha, bank_sizes)
-        passes = structure.passes(trained, design.on_repeat, downstream, amp)
-        teacher = None
-        if base is not None:
-            teacher = structure.passes(model, design.on_repeat, downstream, amp)
         recorder = None
-        if _records_steps(model, base):
+        if _records_steps(trained):
             recorder = Recorder(may_wait=True, most=_MOST_STEPS, most_bytes=_MOST_BYTES)
-        remembers = structure.resumes and base is None and recorder is None
-        firsts = FirstPasses(
-            passes, networks.noised_sites, settings.cache_bytes if remembers else 0,
-            data.n_batches)
+        remembers = structure.resumes and recorder is None
+        networks, firsts = prepared(structure, settings.cache_bytes if remembers else 0)
         surveyed = survey(firsts, networks, walk, settings)
-        if base is not None:
-            for parameter in base.parameters():
-                parameter.requires_grad_(parameter.is_floating_point())
-        history = train(firsts, networks, walk, surveyed, settings, teacher, recorder)
+        history = train(firsts, networks, walk, surveyed, settings, recorder=recorder)
         fill_bank(firsts, networks, walk, surveyed, settings)
     networks.requires_grad_(False)
     return Fit(structure, networks, history, WeightWatch(trained), base)
+
+
+@contextmanager
+def _trainable(base: nn.Module) -> Iterator[None]:
+    """All parameters that can have gradients have them inside."""
+    flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def _placed(
@@ -117,6 +138,6 @@ def _placed(
     return dataclasses.replace(structure, lattices=found)
 
 
-def _records_steps(model: nn.Module, base: nn.Module | None) -> bool:
-    """Whether steps are recorded: on CUDA, alone, for a model that stays as it is."""
-    return device_of(model).type == "cuda" and base is None and ranks.world() == 1
+def _records_steps(model: nn.Module) -> bool:
+    """Whether steps are recorded: on CUDA, alone."""
+    return device_of(model).type == "cuda" and ranks.world() == 1
