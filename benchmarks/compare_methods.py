@@ -35,7 +35,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from peers import cam, captum_methods, fastshap, iba, priors, rise
-from peers.method import Method, explained, reduced
+from peers.method import Method, NotApplicable, explained, reduced
 from photographs import PLAIN, Photographs, load, load_model
 from report import made_by, mean_and_error, write_table
 from torch import Tensor, nn
@@ -81,6 +81,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=200, help="evaluation images")
     parser.add_argument("--skip", type=int, default=0,
                         help="first validation images to leave out: settings were chosen there")
+    parser.add_argument("--validation", type=int,
+                        help="images to read and choose from; default: all of that split")
     parser.add_argument("--mosaics", type=int, default=40)
     parser.add_argument("--confidence", type=float, default=0.9, help="of images in mosaics")
     parser.add_argument("--tiles-per-step", type=int, default=1, help="of degradation curves")
@@ -111,7 +113,8 @@ def main() -> None:
     model, view = load_model(options.model, options.weights, plain)
     model = model.to(DEVICE, memory_format=torch.channels_last)
     train = load(options.data, "train", options.train, options.seed, view).to(DEVICE)
-    photos = load(options.data, "validation", None, options.seed, view)[options.skip :].to(DEVICE)
+    photos = load(options.data, "validation", options.validation, options.seed, view)
+    photos = photos[options.skip :].to(DEVICE)
     stages = stage_layers(model, (train.images[:2],), (), 2)
     fits = cache(lambda: [fitted(model, train, options, options.seed + i)
                           for i in range(options.refits)])
@@ -120,6 +123,9 @@ def main() -> None:
     evaluation = Evaluation(
         model, chosen, grids, options.tiles_per_step, options.seed, options.amp)
     metrics = options.metrics or evaluation.possible()
+    if impossible := set(metrics) - set(evaluation.possible()):
+        raise ValueError(f"--metrics {' '.join(impossible)}: these images have no boxes, or there "
+                         "are no mosaics")
     registry = {**ours(fits, options), **others(model, stages, train.images, options)}
 
     results: dict[str, Result] = {}
@@ -222,7 +228,7 @@ def finished(
     settings["metrics"] = " ".join(metrics)
     if path.exists():
         kept = torch.load(path, weights_only=True)
-        if kept["settings"] == settings:
+        if _without_none(kept["settings"]) == _without_none(settings):
             if options.retime:
                 spent = cost(method, evaluation)
                 for result in kept["results"].values():
@@ -231,16 +237,19 @@ def finished(
             return kept["results"], kept.get("origin", "unknown, of an earlier version")
     try:
         results = run(name, method, evaluation, metrics)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        if name != "LRP":
-            raise
-        print(f"{name}: not applicable to {options.model}: {error}", flush=True)
-        results = {}
-    origin = made_by() + (", bfloat16 for perturbed images" if options.amp else "")
-    origin += about(fits(), options) if name.startswith(OURS) else ""
+        origin = made_by() + (", bfloat16 for perturbed images" if options.amp else "")
+        origin += about(fits(), options) if name.startswith(OURS) else ""
+    except NotApplicable as error:
+        results, origin = {}, f"not applicable to {options.model}: {error}"
+        print(f"{name}: {origin}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"settings": settings, "results": results, "origin": origin}, path)
     return results, origin
+
+
+def _without_none(settings: dict[str, str]) -> dict[str, str]:
+    """Settings without options that are not given, which may be newer than a part."""
+    return {name: value for name, value in settings.items() if value != "None"}
 
 
 def run(

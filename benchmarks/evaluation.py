@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from captum.metrics import infidelity
-from photographs import Photographs
+from photographs import TILE, Photographs
 from torch import Tensor, nn
 
 from captum_mi.datasets import Scenes, make_scenes
@@ -26,7 +26,6 @@ from captum_mi.metrics import (
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TILE = 8
 _BATCH = {"cpu": 64, "cuda": 1024}  # larger ones are slower on a CPU
 _SMALL = 0.5  # a box covers less than this share of its image
 _SETS = (0.1, 0.3, 0.5)  # of the tiles, for sensitivity-n
@@ -119,6 +118,9 @@ class Evaluation:
         self, model: nn.Module, photos: Photographs, grids: Mosaics, tiles_per_step: int,
         seed: int, amp: bool = False,
     ) -> None:
+        if any(side % TILE for side in photos.images.shape[2:]):
+            raise ValueError(f"tiles of {TILE}x{TILE} pixels do not divide images of "
+                             f"{tuple(photos.images.shape[2:])}; pass --size with a multiple")
         self.model, self.photos, self.grids = model, photos, grids
         self.tiles_per_step, self.seed, self.amp = tiles_per_step, seed, amp
         self.batch_size = _BATCH[photos.images.device.type]

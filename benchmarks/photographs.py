@@ -30,6 +30,8 @@ from networks import classes_of, torchvision_weights
 
 Split = Literal["train", "validation"]
 
+TILE = 8  # pixels: side of what faithfulness tests remove
+
 #: What networks without a preset are taken to see.
 PLAIN = View(96, (0.48, 0.45, 0.40), (0.28, 0.27, 0.28), antialias=False)
 
@@ -109,7 +111,8 @@ def load_model(
     if not Path(weights).exists():
         choice = torchvision_weights(name, weights)
         preset = choice.transforms()
-        view = View(preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+        size = preset.crop_size[0] // TILE * TILE  # of whole tiles, as 296 for 299
+        view = View(size, tuple(preset.mean), tuple(preset.std))
         return torchvision.models.get_model(name, weights=choice).eval(), view
     state = torch.load(weights, map_location="cpu", weights_only=True)
     model = torchvision.models.get_model(name, num_classes=classes_of(state))

@@ -23,6 +23,7 @@ import torch
 import torchvision
 from evaluation import DEVICE, now
 from peers.captum_methods import grad_cam, integrated_gradients, occlusion, smoothgrad
+from peers.method import NotApplicable
 from report import provenance, write_table
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -76,7 +77,12 @@ def main() -> None:
 
 def attribution(options: argparse.Namespace, origin: str) -> None:
     """Attribution, evidence of all classes and peers, for each network, size and batch."""
-    rows = []
+    header = ["model", "pixels", "classes", "batch", "call", "median, forward passes",
+              "quartiles", "ms/image", "peak MiB"]
+    note = ("Ratios to a plain forward pass of the same batch, right before each call.\n\n"
+            f"{origin}")
+    stem = options.out.with_name(options.out.name + "_attribution")
+    rows: list[list[str]] = []
     for name in options.models:
         for size in options.sizes:
             for classes in options.classes:
@@ -86,12 +92,8 @@ def attribution(options: argparse.Namespace, origin: str) -> None:
                     images = pictures(batch, size)
                     rows += timed_rows([name, size, classes, batch], model, attr, images, options)
                     print(*rows[-1], sep="  ", flush=True)
-    header = ["model", "pixels", "classes", "batch", "call", "median, forward passes",
-              "quartiles", "ms/image", "peak MiB"]
-    note = ("Ratios to a plain forward pass of the same batch, right before each call.\n\n"
-            f"{origin}")
-    stem = options.out.with_name(options.out.name + "_attribution")
-    print(write_table(stem, "Cost of attribution", header, rows, note))
+        table = write_table(stem, "Cost of attribution", header, rows, note)
+    print(table)
 
 
 def timed_rows(
@@ -118,9 +120,13 @@ def timed_rows(
         calls |= peers(model, images, target, [read[-1], read[0]])
     rows = []
     for name, call in tqdm(calls.items(), desc=" ".join(map(str, case))):
-        with torch.set_grad_enabled(not name.startswith(("forward", "captum_mi"))):
-            ratios, times = beside(calls["forward"], call, options.repeats)
-            peak = peak_memory(call)
+        try:
+            with torch.set_grad_enabled(not name.startswith(("forward", "captum_mi"))):
+                ratios, times = beside(calls["forward"], call, options.repeats)
+                peak = peak_memory(call)
+        except NotApplicable as error:
+            print(f"{name}: {error}", flush=True)
+            continue
         quarter = len(ratios) // 4
         rows.append([*map(str, case), name, f"{median(ratios):.2f}",
                      f"{ratios[quarter]:.2f} - {ratios[-1 - quarter]:.2f}",

@@ -18,7 +18,7 @@ from peers import iba
 from peers.captum_methods import methods, without_shared_modules
 from peers.fastshap import FastSHAP, masked, shapley_sets
 from peers.iba import PerSampleIBA
-from peers.method import reduced
+from peers.method import NotApplicable, reduced
 from photographs import Photographs, load, load_model
 from PIL import Image
 from torch import nn
@@ -79,6 +79,46 @@ def test_iba_of_the_comparison_has_the_images_shape():
     (name, method), = iba.methods(model, ["1"], images, seed=0).items()
     assert name == "IBA per sample, 1"
     assert method.explain(images, torch.tensor([0, 1])).shape == images.shape
+
+
+class Turned(nn.Module):
+    """Moves an axis, as transformers of images do that have their channels last."""
+
+    def __init__(self, old, new):
+        super().__init__()
+        self.axes = old, new
+
+    def forward(self, x):
+        return x.movedim(*self.axes)
+
+
+def test_iba_reads_features_whatever_their_layout():
+    model, images = small_network(), torch.randn(2, 3, 16, 16)
+    turned = nn.Sequential(model[:2], Turned(1, -1), Turned(-1, 1), model[2:]).eval()
+    labels = torch.tensor([0, 1])
+    first = PerSampleIBA(model, "1", images, steps=3, copies=2)
+    last = PerSampleIBA(turned, "1", images, steps=3, copies=2)
+    torch.testing.assert_close(last.capacity(images, labels), first.capacity(images, labels))
+
+
+def test_a_method_says_that_a_network_is_not_for_it():
+    class Asking(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) if float(x.sum()) > 0 else -x.mean((2, 3))
+
+    images, labels = torch.ones(2, 3, 32, 32), torch.tensor([0, 1])
+    transformer = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4).eval()
+    of_tokens = methods(transformer, "encoder.layers.encoder_layer_1", 0)
+    with pytest.raises(NotApplicable, match=r"axis 1 for channels; encoder\S* has tokens"):
+        of_tokens["Grad-CAM"].explain(images, labels)
+    with pytest.raises(NotApplicable, match="torch.fx cannot trace"):
+        methods(Asking().eval(), "", 0)["DeepLift"].explain(images, labels)
+
+
+def test_images_that_are_no_whole_number_of_tiles():
+    photos = Photographs(torch.zeros(2, 3, 20, 16), torch.zeros(2).long(), None, ["a"])
+    with pytest.raises(ValueError, match=r"8x8 pixels do not divide images of \(20, 16\)"):
+        Evaluation(small_network(), photos, mosaics(small_network(), photos, 0, 0, 0), 1, 0)
 
 
 def test_perturbed_images_may_be_asked_about_in_bfloat16():

@@ -343,7 +343,7 @@ def test_compare_methods(photographs):
         "benchmarks/compare_methods.py", "--data", photographs / "photographs.npz",
         "--model", THIN, "--weights", photographs / "thin.pt", "--n", 2, "--mosaics", 1,
         "--train", 16, "--steps", 2, "--batch", 8, "--confidence", 0, "--tiles-per-step", 12,
-        "--refits", 2, "--size", 48,
+        "--refits", 2, "--size", 48, "--validation", 24,
         "--methods", "captum_mi", "Input x", "Grad-CAM", "LRP", "FastSHAP", "random",
         "--fastshap-steps", 2, "--fits", photographs / "fits", "--out", photographs / "result",
     )
@@ -374,6 +374,8 @@ def test_compare_methods(photographs):
     )
     assert after[:-3] == before[:-3]  # all but the cost
     assert float(after[-3]) < 123456 * 1000
+    with pytest.raises(ValueError, match="--metrics GridPG: these images have no boxes, or there"):
+        run(*command, "--mosaics", 0, "--metrics", "GridPG", "degradation")
     bare = run(*command, "--mosaics", 0, "--methods", "captum_mi, weighting", "random",
                "--out", photographs / "bare")
     assert "GridPG" in printed

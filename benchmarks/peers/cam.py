@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from peers.method import Method, per_channel
+from peers.method import Method, per_channel, site_of
 
 
 def methods(model: nn.Module, deepest: str) -> dict[str, Method]:
@@ -19,7 +19,12 @@ def methods(model: nn.Module, deepest: str) -> dict[str, Method]:
     def of(kind: type) -> Method:
         def explain(x: Tensor, t: Tensor) -> Tensor:
             targets = [ClassifierOutputTarget(int(one)) for one in t]
-            with kind(model=model, target_layers=[model.get_submodule(deepest)]) as cam:
+
+            def maps(output: Tensor) -> Tensor:
+                return site_of(deepest, output, x).view(output)
+
+            with kind(model=model, target_layers=[model.get_submodule(deepest)],
+                      reshape_transform=maps) as cam:
                 heat = torch.from_numpy(cam(input_tensor=x, targets=targets))
             return per_channel(heat.to(x), x)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from captum.attr import (
 )
 from torch import Tensor, fx, nn
 
-from peers.method import Method
+from captum_mi.model.hooks import capture
+from peers.method import Method, NotApplicable, site_of
 
 BOTH = ("signed", "absolute")
 
@@ -33,9 +34,21 @@ def grad_cam(
     model: nn.Module, layer: str, x: Tensor, target: Tensor, args: Any = None, relu: bool = True
 ) -> Tensor:
     """Grad-CAM at a layer, of the input's size: ``(N, 1, H, W)``."""
-    cam = LayerGradCam(model, model.get_submodule(layer))
-    coarse = cam.attribute(x, target, args, relu_attributions=relu)
+    coarse = coarse_grad_cam(model, layer, x, target, args, relu)
     return LayerAttribution.interpolate(coarse, x.shape[2:], "bilinear")
+
+
+def coarse_grad_cam(
+    model: nn.Module, layer: str, x: Tensor, target: Tensor, args: Any = None, relu: bool = True
+) -> Tensor:
+    """Grad-CAM at a layer's own resolution."""
+    cam = LayerGradCam(model, model.get_submodule(layer))
+    with capture(model, [layer]) as captured:
+        result: Tensor = cam.attribute(x, target, args, relu_attributions=relu)
+    layout = site_of(layer, captured[layer], x).layout
+    if layout != "channels_first":
+        raise NotApplicable(f"Captum's Grad-CAM takes axis 1 for channels; {layer} has {layout}")
+    return result
 
 
 def integrated_gradients(model: nn.Module, x: Tensor, target: Tensor, args: Any = None) -> Tensor:
@@ -66,10 +79,8 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
         deepest: the last layer with positions, for Grad-CAM.
         seed: of the methods that draw noise.
     """
-    separate = without_shared_modules(model)
+    separate = cache(lambda: without_shared_modules(model))
     shap, ablation = GradientShap(model), FeatureAblation(model)
-    backprop = GuidedBackprop(separate)
-    coarse_cam = LayerGradCam(model, model.get_submodule(deepest))
 
     def smooth(x: Tensor, t: Tensor, magnitudes: bool) -> Tensor:
         torch.manual_seed(seed)
@@ -84,8 +95,16 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         # As Captum's own class, whose one model would have to call the layer and share no ReLU.
-        coarse = coarse_cam.attribute(x, t, relu_attributions=True)
-        return LayerAttribution.interpolate(coarse, x.shape[2:]) * backprop.attribute(x, t)
+        coarse = coarse_grad_cam(model, deepest, x, t)
+        backprop = GuidedBackprop(separate()).attribute(x, t)
+        return LayerAttribution.interpolate(coarse, x.shape[2:]) * backprop
+
+    def by_rules(method: DeepLift | LRP, x: Tensor, t: Tensor) -> Tensor:
+        try:
+            result: Tensor = method.attribute(x, target=t)
+        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+            raise NotApplicable(str(error)) from error
+        return result
 
     def tiles(x: Tensor, t: Tensor) -> Tensor:
         return ablation.attribute(x, target=t, feature_mask=_tile_numbers(x))
@@ -97,8 +116,8 @@ def methods(model: nn.Module, deepest: str, seed: int) -> dict[str, Method]:
         "SmoothGrad 50": Method(lambda x, t: smooth(x, t, False), BOTH),
         "SmoothGrad 50 of magnitudes": Method(lambda x, t: smooth(x, t, True), ("absolute",)),
         "GradientSHAP 50": Method(gradient_shap, BOTH, batch=5),
-        "DeepLift": Method(lambda x, t: DeepLift(separate).attribute(x, target=t), BOTH),
-        "LRP": Method(lambda x, t: LRP(copy.deepcopy(separate)).attribute(x, target=t), BOTH),
+        "DeepLift": Method(lambda x, t: by_rules(DeepLift(separate()), x, t), BOTH),
+        "LRP": Method(lambda x, t: by_rules(LRP(copy.deepcopy(separate())), x, t), BOTH),
         "Occlusion 16/8": Method(partial(occlusion, model)),
         "Feature Ablation 8x8": Method(tiles),
         "Grad-CAM": Method(cam, ("positive",)),
@@ -116,7 +135,10 @@ def without_shared_modules(model: nn.Module) -> nn.Module:
 
     Residual networks use one ReLU several times; the traced copy gives each use its own.
     """
-    graph = fx.symbolic_trace(copy.deepcopy(model))
+    try:
+        graph = fx.symbolic_trace(copy.deepcopy(model))
+    except Exception as error:  # whatever a model raises that sees no numbers
+        raise NotApplicable(f"torch.fx cannot trace the network: {error}") from error
     used: set[str] = set()
     for node in graph.graph.nodes:
         if node.op != "call_module":

@@ -19,7 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FeaturePyramidNetwork
 from tqdm import tqdm
 
-from peers.method import Method, per_channel
+from peers.method import Method, NotApplicable, per_channel, site_of
 
 _TILE = 8
 
@@ -46,19 +46,25 @@ class Explainer(nn.Module):
 
     def __init__(self, model: nn.Module, stages: list[str], example: Tensor, width: int = 128):
         super().__init__()
-        self.backbone = create_feature_extractor(
-            copy.deepcopy(model), {name: str(i) for i, name in enumerate(stages)}
-        )
+        try:
+            self.backbone = create_feature_extractor(
+                copy.deepcopy(model), {name: str(i) for i, name in enumerate(stages)})
+        except Exception as error:  # whatever a model raises that sees no numbers
+            raise NotApplicable(f"torch.fx cannot trace the network: {error}") from error
         with torch.no_grad():
             features = self.backbone(example)
             classes = model(example).shape[1]
-        self.pyramid = FeaturePyramidNetwork([one.shape[1] for one in features.values()], width)
+        self.sites = {name: site_of(name, one, example) for name, one in features.items()}
+        channels = [site.channels for site in self.sites.values()]
+        self.pyramid = FeaturePyramidNetwork(channels, width)
         self.head = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GELU(),
                                   nn.Conv2d(width, classes, 1))
         nn.init.zeros_(self.head[-1].weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        finest = self.pyramid(self.backbone(images))["0"]
+        features = self.backbone(images)
+        finest = self.pyramid({name: site.view(features[name])
+                               for name, site in self.sites.items()})["0"]
         values: Tensor = self.head(finest)
         h, w = images.shape[2:]
         return F.interpolate(values, (h // _TILE, w // _TILE), mode="bilinear")
@@ -76,8 +82,8 @@ class FastSHAP:
         self.generator = torch.Generator().manual_seed(seed)
         self.images, self.batch, self.sets, self.lr = images, batch, sets, lr
         self.players = (images.shape[2] // _TILE) * (images.shape[3] // _TILE)
-        self.surrogate = self._train_surrogate(model, steps)
         self.explainer = Explainer(model, stages, images[:2]).to(images.device)
+        self.surrogate = self._train_surrogate(model, steps)
         self._train_explainer(steps)
         self.seconds = time.perf_counter() - start
 

@@ -8,6 +8,7 @@ optimised at once; Adam works element by element, so that none depends on its ba
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from captum_mi.model.hooks import capture, replace_output
-from peers.method import Method, per_channel
+from peers.method import Method, per_channel, site_of
 
 _MIN_STD, _ACTIVE = 0.01, 0.01
 
@@ -39,6 +40,9 @@ class PerSampleIBA:
         copies: int = 10, lr: float = 1.0, seed: int = 0,
     ) -> None:
         self.model, self.layer = model, layer
+        with capture(model, [layer]) as captured, torch.no_grad():
+            model(images[:1])
+        self.site = site_of(layer, captured[layer], images)
         self.beta, self.steps, self.copies, self.lr, self.seed = beta, steps, copies, lr, seed
         features = torch.cat([self.features(part) for part in images.split(100)])
         self.mean, self.std = features.mean(0), features.std(0, correction=0)
@@ -50,9 +54,7 @@ class PerSampleIBA:
         """Features ``(n, C, h, w)`` of the layer."""
         with capture(self.model, [self.layer]) as captured:
             self.model(images)
-        features = captured[self.layer]
-        assert isinstance(features, Tensor)
-        return features
+        return self.site.of(captured)
 
     def moments(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, standard deviation and active features, resized for images of another size."""
@@ -80,7 +82,8 @@ class PerSampleIBA:
             noise = torch.randn((1, self.copies, *z.shape[1:]), generator=generator).to(z)
             noised = kept[:, None] * z[:, None] + (1 - kept[:, None]) * noise
             x = ((noised * std + mean) * active).flatten(0, 1)
-            with replace_output(self.model, {self.layer: lambda output, x=x: x}):
+            put = {self.layer: lambda output, x=x: self.site.put(output, x)}
+            with replace_output(self.model, put):
                 logits = self.model(repeated)
             task = F.cross_entropy(logits, labels, reduction="none")
             task = task.unflatten(0, (-1, self.copies)).mean(1)
@@ -99,10 +102,10 @@ def methods(model: nn.Module, layers: list[str], images: Tensor, seed: int) -> d
     """IBA at each of some layers."""
 
     def at(layer: str) -> Method:
-        bottleneck = PerSampleIBA(model, layer, images, seed=seed)
+        bottleneck = cache(lambda: PerSampleIBA(model, layer, images, seed=seed))
 
         def explain(x: Tensor, t: Tensor) -> Tensor:
-            coarse = bottleneck.capacity(x, t)[:, None]
+            coarse = bottleneck().capacity(x, t)[:, None]
             fine = F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
             return per_channel(fine[:, 0], x)
 

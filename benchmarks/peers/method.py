@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_mi.model.hooks import LayerOutput
+from captum_mi.probing.sites import Site, find_sites
+
 #: How signed attributions become heat: as they are, their size, or what speaks for the target.
 Reduction = Literal["signed", "absolute", "positive"]
+
+
+class NotApplicable(Exception):
+    """A method cannot explain a network; says why."""
 
 
 _AREA = 128 * 128  # larger images come in smaller batches
@@ -31,6 +38,21 @@ class Method:
     explain: Callable[[Tensor, Tensor], Tensor]
     reductions: tuple[Reduction, ...] = ("signed",)
     batch: int = 20
+
+
+def site_of(layer: str, output: LayerOutput, images: Tensor) -> Site:
+    """A layer's output, of images, as features ``(N, C, h, w)``.
+
+    Raises:
+        NotApplicable: if it has no two position axes.
+    """
+    try:
+        (site, *_), _ = find_sites(layer, output, [tuple(images.shape)])
+    except ValueError as error:
+        raise NotApplicable(str(error)) from error
+    if site.position_axes != 2:
+        raise NotApplicable(f"{layer} has {site.position_axes} position axes")
+    return site
 
 
 def reduced(attributions: Tensor, reduction: Reduction) -> Tensor:
