@@ -7,7 +7,7 @@ with the networks that it was trained with, and all is fitted to what it has bec
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -70,15 +70,10 @@ def fit_networks(
             "have gradients; make it outside, or pass copy.deepcopy(model), made outside"
         )
     trained, amp = model if base is None else base, chosen_amp(model, settings.amp)
-    with ExitStack() as stack:
-        walk = stack.enter_context(data.walks(device_of(model)))
-        stack.enter_context(isolated_randomness(settings.seed))
-        for module in (model, base, downstream):
-            if isinstance(module, nn.Module):
-                stack.enter_context(evaluation_mode(module))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(full_precision(model))
+    with (
+        data.walks(device_of(model)) as walk,
+        _left_as_found(model, (base, downstream), settings.seed),
+    ):
         first = next(walk())
         if design.map_input is not None:
             check_map_input(design.map_input, len(first.inputs))
@@ -94,7 +89,7 @@ def fit_networks(
                 passes, networks.noised_sites, cache_bytes, data.n_batches)
 
         if base is not None:
-            networks, firsts = prepared(found, 0)
+            networks, firsts = prepared(_placed(found, model, design, downstream, first), 0)
             teacher = found.passes(model, design.on_repeat, downstream, amp)
             surveyed = survey(firsts, networks, walk, settings)
             with _trainable(base):
@@ -110,6 +105,20 @@ def fit_networks(
         fill_bank(firsts, networks, walk, surveyed, settings)
     networks.requires_grad_(False)
     return Fit(structure, networks, history, WeightWatch(trained), base)
+
+
+@contextmanager
+def _left_as_found(model: nn.Module, others: Sequence[object], seed: int) -> Iterator[None]:
+    """Gradients, eval mode, full precision and seeded randomness inside; as it was outside."""
+    with ExitStack() as stack:
+        stack.enter_context(isolated_randomness(seed))
+        for module in (model, *others):
+            if isinstance(module, nn.Module):
+                stack.enter_context(evaluation_mode(module))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(full_precision(model))
+        yield
 
 
 @contextmanager
