@@ -338,12 +338,21 @@ def test_a_copy_with_parameters_that_are_integers_is_fine_tuned(net, images, qui
 
 def test_noise_everywhere_that_changes_nothing_is_said(recwarn):
     """The decision passes beside the chosen layers."""
-    for alpha, expected in ((0.99, "passes beside them"), (0.5, "a smaller kappa, such as 0.1")):
+    cases = ((0.99, "passes beside these layers"), (0.5, "a smaller kappa, such as 0.1"))
+    for alpha, expected in cases:
         multiplier = Multiplier(None, 0.5, 1.0)
         multiplier.value = 1.0
         multiplier.update(0.1)
         multiplier.warn_if_missed(alpha)
         assert expected in str(recwarn.pop().message)
+    Multiplier(None, None, 1e-5).warn_if_missed(0.99)
+    assert "predicts nearly the same for all of the data" in str(recwarn.pop().message)
+
+
+def test_several_labels_at_once_are_no_probabilities_of_classes(net, images):
+    several = (torch.arange(32)[:, None] % torch.arange(1, 6) == 0).float()
+    with pytest.raises(ValueError, match="which sum to 1; a row is off by 4.* output='bernoulli'"):
+        InfoBottleneckAttribution(net, "stage1").fit([(images, several)], 1, task="labels")
 
 
 def test_doubles_are_told_apart_by_all_their_bits():

@@ -13,6 +13,8 @@ from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.video import SwinTransformer3d
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
+from captum_mi.model.batches import Batch
+from captum_mi.probing.probe import _default_stages
 from captum_mi.probing.sites import find_sites
 from captum_mi.probing.stages import stage_layers
 from captum_mi.probing.strides import channels_are_last
@@ -821,3 +823,25 @@ def test_a_model_of_two_precisions_takes_what_it_takes():
     assert attr.attribute(x, target=0).isfinite().all()
     with pytest.raises(TypeError, match="has dtype torch.float64"):
         attr.attribute(x.double(), target=0)
+
+
+def test_sequences_that_attention_mixes_are_read_along_their_length_whatever_the_batch():
+    """Hidden units may seem to follow the input then, in one batch or another."""
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+            self.blocks = nn.TransformerEncoder(block, 4, enable_nested_tensor=False)
+            self.top = nn.Linear(32, 2)
+            for layer in self.blocks.layers:  # sharp attention, as after training
+                layer.self_attn.in_proj_weight.data *= 3
+                layer.self_attn.out_proj.weight.data *= 3
+
+        def forward(self, x):
+            return self.top(self.blocks(x).mean(1))
+
+    torch.manual_seed(0)
+    model = Attending().eval()
+    design = InfoBottleneckAttribution(model).design
+    found = [_default_stages(model, Batch((torch.randn(32, 20, 32),)), design) for _ in range(10)]
+    assert {design.channel_axis for _, design in found} == {"last"}

@@ -16,6 +16,7 @@ _ASCENT_RATE = 0.03
 _DESCENT = 5.0  # beta2 may shrink this many times faster than it grows
 _EMA = 0.9
 _REACHED = 0.05  # of kappa: less was on its way
+_CONSTANT = 1e-3  # nats: less tells no two predictions apart
 _DROWNED = 0.95  # alpha above which features are all but noise
 
 
@@ -40,6 +41,7 @@ class Multiplier:
         self.kappa, self.value = kappa, beta2
         if beta2 is None and kappa is None and uninformed is not None:
             self.kappa = max(_KAPPA_SHARE * uninformed, 1e-6)
+        self.uninformed = uninformed
         self.average = 0.0
         self.seen = 0.0  # weight of the distortions in the average
 
@@ -64,12 +66,19 @@ class Multiplier:
             return
         ended = (f"at the end of the fit the noise changes the prediction by {self.average:.3g} "
                  f"nats, and its target, kappa, is {self.kappa:.3g}")
-        if self.average < self.kappa and alpha > _DROWNED:
+        if self.uninformed is not None and self.uninformed < _CONSTANT:
+            warn(
+                f"the model predicts nearly the same for all of the data (predicting the marginal "
+                f"instead costs {self.uninformed:.2g} nats): there is hardly any information to "
+                "find. Fit on data that it tells apart, or explain an output that differs"
+            )
+        elif self.average < self.kappa and alpha > _DROWNED:
             warn(
                 f"{ended}, although hardly anything of the chosen layers is left (alpha is "
-                f"{alpha:.2f} in the mean): what the prediction rests on passes beside them, as "
-                "through another branch of the model. Choose layers that together lie on every "
-                "path from the input to the output"
+                f"{alpha:.2f} in the mean): what the prediction rests on lies at very few "
+                "positions, or passes beside these layers, as through another branch of the "
+                "model. In a model with branches choose layers that together lie on every path "
+                "from the input to the output"
             )
         elif self.average < self.kappa:
             smaller = f", or pass a smaller kappa, such as {self.average:.2g}"

@@ -101,7 +101,9 @@ class Data:
                 move(batch.additional_forward_args or self.additional_forward_args, device),
             )
         if empty:
-            raise ValueError("the loader is empty: it yielded no batch")
+            raise ValueError(
+                "the loader is empty: it yielded no batch. (It is walked several times, each time "
+                "from its start: a dataset that can be streamed only once is empty then)")
 
     def _iterator(self) -> Iterator[Any]:
         loader = self.loader

@@ -138,5 +138,12 @@ class CategoricalOutput(Output):
     def check_labels(self, labels: Tensor) -> None:
         if labels.is_floating_point():
             check_range(labels, 1, "probabilities")
+            off = float((labels.reshape(len(labels), -1).sum(1) - 1).abs().max())
+            if off > 1e-2:
+                raise ValueError(
+                    "labels that are floating-point numbers are probabilities of the classes, "
+                    f"which sum to 1; a row is off by {off:.4g}. For several labels at once pass "
+                    "output='bernoulli' where the attribution is made"
+                )
         else:
             check_range(labels, self.size - 1, f"indices of {self.size} classes")

@@ -16,6 +16,7 @@ from captum_mi.probing.strides import downsampled
 __all__ = ["following", "seeing"]
 
 _EXAMPLES = 8  # at most, to find out
+_SEQUENCES = 64  # the same; whether attention keeps places differs from one to the next
 _ASTRAY = 2  # times what changes may lie further on along other axes, as by chance
 _MOVED = 0.005  # of the grid: what changes must lie so much further on, at least
 _FEW = 2  # positions along each axis: whatever changes may lie anywhere
@@ -79,13 +80,14 @@ def following(
     """
     if not sites:
         return []
-    few, few_args, _ = next(chunks(inputs, args, None, _EXAMPLES))
+    count = max(site.position_axes for site in sites.values())
+    most = _EXAMPLES if count > 1 else _SEQUENCES
+    few, few_args, _ = next(chunks(inputs, args, None, most))
     try:
         before = _mixed_layers(model, sites, few, few_args)
     except Exception:  # of the user's code: it takes whole batches alone
         few, few_args = inputs, args
         before = _mixed_layers(model, sites, few, few_args)
-    count = max(site.position_axes for site in sites.values())
     chosen = range(len(few)) if map_input is None else [map_input]
     telling = [i for i in chosen if few[i].dim() > count]
     found: set[str] = set()

@@ -24,6 +24,7 @@ from captum_mi.probing.layer_warnings import (
 )
 from captum_mi.probing.map_input import find_map_input, first_spatial_axis
 from captum_mi.probing.named import Named, check_named
+from captum_mi.probing.sequences import reads_last_axis
 from captum_mi.probing.sites import Site, find_sites, layers_of
 from captum_mi.probing.stages import stage_layers
 from captum_mi.probing.structure import Structure
@@ -44,8 +45,8 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
     """Stages with the position axes of the inputs, or of the one that the map belongs to.
 
     Features of sequences ``(N, L, C)`` may look like those of signals ``(N, C, L)``. Where they
-    keep the inputs' length, that way counts in which more stages follow the inputs, and, if both
-    give equally many, channels last where layers normalise or attend along the last axis.
+    keep the inputs' length, channels are last if layers normalise or attend along the last axis,
+    or if more stages follow the inputs that way.
 
     Returns:
         The stages, and the design with what they say about channels.
@@ -60,18 +61,20 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
     if design.channel_axis is None and lengths:
         last = dataclasses.replace(design, channel_axis="last")
         others = _stages(model, batch, axes, last)
-        more = len(others) - len(stages)
-        if (more > 0 or (more == 0 and _reads_last_axis(model, others))) and (
+        if (len(others) > len(stages) or reads_last_axis(model, others)) and (
                 _keep_length(model, batch, last, others, lengths)):
             return others, last
     if not stages:
         shapes = [tuple(x.shape) for x in batch.inputs]
         if axes == 0:
+            several = isinstance(batch.labels, Tensor) and batch.labels.dim() > 2
+            pair = (". (The second of a pair is taken for labels: two inputs are ((a, b), None))"
+                    if several else "")
             raise ValueError(
                 f"found no stage with positions in {type(model).__name__} for inputs {shapes}: "
                 "inputs (N, features) have none. Use LayerInfoBottleneckAttribution(model, "
                 "layer=...) with the name of a layer, which gives one value per example; for a "
-                "value per feature, Captum's IntegratedGradients or ShapleyValueSampling"
+                f"value per feature, Captum's IntegratedGradients or ShapleyValueSampling{pair}"
             )
         raise ValueError(
             f"found no stage with positions in {type(model).__name__} for inputs {shapes}; "
@@ -101,22 +104,10 @@ def _named_design(model: nn.Module, batch: Batch, design: Design, layers: list[s
     """The design, with channels last where layers that were named normalise or attend along the
     last axis of sequences, and keep the inputs' length."""
     lengths = {x.shape[1] for x in batch.inputs if x.dim() == 3 and x.is_floating_point()}
-    if design.channel_axis is None and lengths and _reads_last_axis(model, layers) and (
+    if design.channel_axis is None and lengths and reads_last_axis(model, layers) and (
             _keep_length(model, batch, design, layers, lengths)):
         return dataclasses.replace(design, channel_axis="last")
     return design
-
-
-def _reads_last_axis(model: nn.Module, layers: Sequence[str]) -> bool:
-    """Whether modules in layers take the last axis for channels, and none takes axis 1."""
-    modules = [module for name in layers for module in model.get_submodule(name).modules()]
-
-    def any_of(*kinds: type[nn.Module]) -> bool:
-        return any(isinstance(module, kinds) for module in modules)
-
-    if any_of(nn.Conv1d, nn.BatchNorm1d):
-        return False
-    return any_of(nn.MultiheadAttention) or (any_of(nn.LayerNorm) and any_of(nn.Linear))
 
 
 def _position_axes(x: Tensor) -> int:
