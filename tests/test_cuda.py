@@ -125,7 +125,7 @@ def test_steps_are_recorded_where_they_can_be(digits, wrap, monkeypatch):
     torch.cuda.manual_seed(5)
     runs = []
     for on in (True, False):
-        monkeypatch.setattr(fitting, "_records_steps", lambda model, base, on=on: on)
+        monkeypatch.setattr(fitting, "_records_steps", lambda model, on=on: on)
         other = InfoBottleneckAttribution(model)
         history = other.fit(data, 30, progress=False, bank_size=64, amp=False, cache_bytes=0)
         runs.append((torch.tensor(history.information), other.attribute(images, labels).cpu()))
@@ -159,7 +159,7 @@ def test_a_fit_learns_there_what_it_learns_here(digits, amp):
 
 def test_first_passes_that_are_remembered_change_nothing(digits, monkeypatch):
     attr, _, images, labels = digits
-    monkeypatch.setattr(fitting, "_records_steps", lambda model, base: False)
+    monkeypatch.setattr(fitting, "_records_steps", lambda model: False)
     maps = []
     for cache_bytes in (0, 2**31):
         other = InfoBottleneckAttribution(copy.deepcopy(attr.forward_func).cuda())

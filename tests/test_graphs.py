@@ -191,7 +191,7 @@ def test_maps_and_fits_are_those_without_records(net, images, quick_fit, recordi
     with pytest.MonkeyPatch.context() as off:
         off.setattr(graphs, "_recordable", lambda tensors: False)
         expected = maps()
-    monkeypatch.setattr(fit_networks, "_records_steps", lambda model, base: True)
+    monkeypatch.setattr(fit_networks, "_records_steps", lambda model: True)
     recorded = maps()
     assert recording.replays > 20
     for one, other in zip(recorded, expected):
@@ -227,14 +227,14 @@ def test_batches_of_several_sizes_train_alike(net, images, quick_fit, recording,
         return torch.tensor([attr.history.information, attr.history.info_nce])
 
     expected = losses()
-    monkeypatch.setattr(fit_networks, "_records_steps", lambda model, base: True)
+    monkeypatch.setattr(fit_networks, "_records_steps", lambda model: True)
     torch.testing.assert_close(losses(), expected, rtol=1e-4, atol=1e-5)
     assert recording.replays > 5
     assert fit_networks.Recorder is Recorder
 
 
 def test_labels_that_nobody_asks_for_may_be_anything(net, images, recording, monkeypatch):
-    monkeypatch.setattr(fit_networks, "_records_steps", lambda model, base: True)
+    monkeypatch.setattr(fit_networks, "_records_steps", lambda model: True)
     loader = [(images, [f"{i}.png" for i in range(len(images))])]
     InfoBottleneckAttribution(net, "stage2").fit(loader, 4, progress=False, bank_size=64)
     assert recording.replays

@@ -41,7 +41,7 @@ class Multiplier:
         self.kappa, self.value = kappa, beta2
         if beta2 is None and kappa is None and uninformed is not None:
             self.kappa = max(_KAPPA_SHARE * uninformed, 1e-6)
-        self.uninformed = uninformed
+        self.constant = kappa is None and uninformed is not None and uninformed < _CONSTANT
         self.average = 0.0
         self.seen = 0.0  # weight of the distortions in the average
 
@@ -66,11 +66,11 @@ class Multiplier:
             return
         ended = (f"at the end of the fit the noise changes the prediction by {self.average:.3g} "
                  f"nats, and its target, kappa, is {self.kappa:.3g}")
-        if self.uninformed is not None and self.uninformed < _CONSTANT:
+        if self.constant:
             warn(
-                f"the model predicts nearly the same for all of the data (predicting the marginal "
-                f"instead costs {self.uninformed:.2g} nats): there is hardly any information to "
-                "find. Fit on data that it tells apart, or explain an output that differs"
+                f"{ended}: the model predicts nearly the same for all of the data, so that there "
+                "is hardly any information to find. Fit on data that it tells apart, or explain "
+                "an output that differs"
             )
         elif self.average < self.kappa and alpha > _DROWNED:
             warn(
