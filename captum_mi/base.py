@@ -513,7 +513,7 @@ class BottleneckAttribution(InternalAttribution):
             masked, _, _ = self._prepare(alpha_inputs, None, additional_forward_args, waits=True)
             if [x.shape for x in masked] != [x.shape for x in formatted]:
                 raise ValueError(
-                    f"alpha_inputs must have the inputs' shapes, "
+                    "alpha_inputs must have the inputs' shapes, "
                     f"{[tuple(x.shape) for x in formatted]}; got "
                     f"{[tuple(x.shape) for x in masked]}"
                 )

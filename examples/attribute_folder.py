@@ -207,10 +207,10 @@ def write_shard(
     options: argparse.Namespace,
 ) -> None:
     """Maps of one shard; the file appears when it is whole."""
+    description = described(attr, folder, rows, options)  # of the images before they are read
     maps, targets = zip(*explained(attr, folder, rows, options))
     unfinished = path.with_suffix(".unfinished")
-    save_file({"maps": torch.cat(maps), "targets": torch.cat(targets)}, unfinished,
-              described(attr, folder, rows, options))
+    save_file({"maps": torch.cat(maps), "targets": torch.cat(targets)}, unfinished, description)
     unfinished.replace(path)
 
 

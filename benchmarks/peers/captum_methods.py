@@ -25,7 +25,7 @@ from captum.attr import (
 from torch import Tensor, fx, nn
 
 from captum_mi.model.hooks import capture
-from peers.method import Method, NotApplicable, site_of
+from peers.method import Method, NotApplicable, site_of, tracing
 
 BOTH = ("signed", "absolute")
 
@@ -135,10 +135,8 @@ def without_shared_modules(model: nn.Module) -> nn.Module:
 
     Residual networks use one ReLU several times; the traced copy gives each use its own.
     """
-    try:
+    with tracing():
         graph = fx.symbolic_trace(copy.deepcopy(model))
-    except Exception as error:  # whatever a model raises that sees no numbers
-        raise NotApplicable(f"torch.fx cannot trace the network: {error}") from error
     used: set[str] = set()
     for node in graph.graph.nodes:
         if node.op != "call_module":

@@ -19,7 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FeaturePyramidNetwork
 from tqdm import tqdm
 
-from peers.method import Method, NotApplicable, per_channel, site_of
+from peers.method import Method, per_channel, site_of, tracing
 
 _TILE = 8
 
@@ -46,11 +46,9 @@ class Explainer(nn.Module):
 
     def __init__(self, model: nn.Module, stages: list[str], example: Tensor, width: int = 128):
         super().__init__()
-        try:
+        with tracing():
             self.backbone = create_feature_extractor(
                 copy.deepcopy(model), {name: str(i) for i, name in enumerate(stages)})
-        except Exception as error:  # whatever a model raises that sees no numbers
-            raise NotApplicable(f"torch.fx cannot trace the network: {error}") from error
         with torch.no_grad():
             features = self.backbone(example)
             classes = model(example).shape[1]

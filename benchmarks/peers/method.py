@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,19 @@ class Method:
     explain: Callable[[Tensor, Tensor], Tensor]
     reductions: tuple[Reduction, ...] = ("signed",)
     batch: int = 20
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Where ``torch.fx`` traces a network, which raises whatever its code does without numbers.
+
+    Raises:
+        NotApplicable: then.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise NotApplicable(f"torch.fx cannot trace the network: {error}") from error
 
 
 def site_of(layer: str, output: LayerOutput, images: Tensor) -> Site:

@@ -18,8 +18,10 @@ def move(value: Any, device: torch.device) -> Any:
     """
     if isinstance(value, Tensor):
         moved = value.to(device, non_blocking=True)
+        if not moved.is_inference():
+            return moved
         with torch.inference_mode(False):
-            return moved.clone() if moved.is_inference() else moved
+            return moved.clone()
     if isinstance(value, (tuple, list)):
         return rebuilt(value, [move(part, device) for part in value])
     return value

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mi.bounds import categorical_kl
-from captum_mi.outputs.output import LOG_FLOOR, Output, check_probabilities, check_range, gather
+from captum_mi.outputs.output import (
+    LOG_FLOOR,
+    Output,
+    check_probabilities,
+    check_range,
+    check_sums,
+    gather,
+)
 
 __all__ = ["CategoricalOutput"]
 
@@ -138,12 +145,10 @@ class CategoricalOutput(Output):
     def check_labels(self, labels: Tensor) -> None:
         if labels.is_floating_point():
             check_range(labels, 1, "probabilities")
-            off = float((labels.reshape(len(labels), -1).sum(1) - 1).abs().max())
-            if off > 1e-2:
-                raise ValueError(
-                    "labels that are floating-point numbers are probabilities of the classes, "
-                    f"which sum to 1; a row is off by {off:.4g}. For several labels at once pass "
-                    "output='bernoulli' where the attribution is made"
-                )
+            check_sums(
+                labels.reshape(len(labels), -1),
+                "labels that are floating-point numbers are probabilities of the classes, which "
+                "sum to 1",
+                "For several labels at once pass output='bernoulli' where the attribution is made")
         else:
             check_range(labels, self.size - 1, f"indices of {self.size} classes")

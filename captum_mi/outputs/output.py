@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["LOG_FLOOR", "Output", "check_probabilities", "check_range", "gather"]
+__all__ = ["LOG_FLOOR", "Output", "check_probabilities", "check_range", "check_sums", "gather"]
 
 #: Least logarithm of a probability, in nats, that critics are shown.
 LOG_FLOOR = -20.0
@@ -110,12 +110,16 @@ def check_probabilities(flat: Tensor, sum_to_one: bool) -> None:
             "use 'categorical' or 'bernoulli'"
         )
     if sum_to_one:
-        off = float((flat.sum(-1) - 1).abs().max())
-        if off > 1e-2:
-            raise ValueError(
-                "'probabilities' of several classes expects rows that sum to 1; a row is off by "
-                f"{off:.4g}. For independent labels return logits, with 'bernoulli'"
-            )
+        check_sums(
+            flat, "'probabilities' of several classes expects rows that sum to 1",
+            "For independent labels return logits, with 'bernoulli'")
+
+
+def check_sums(flat: Tensor, expected: str, advice: str) -> None:
+    """Raise, with what was expected and what to do, if rows ``(n, classes)`` do not sum to 1."""
+    off = float((flat.sum(-1) - 1).abs().max())
+    if off > 1e-2:
+        raise ValueError(f"{expected}; a row is off by {off:.4g}. {advice}")
 
 
 def check_range(labels: Tensor, most: int, kind: str) -> None:
