@@ -84,7 +84,7 @@ class BottleneckAttribution(InternalAttribution):
         noise: Noise = "matched",
         inference: InferenceKind = "conv",
         critic: CriticKind = "separable",
-        head_hidden: Sequence[int] = (256, 256),
+        head_hidden: Sequence[int] = (256,),
         critic_hidden: Sequence[int] = (256,),
         on_repeat: OnRepeat = "error",
         map_input: int | None = None,
@@ -123,7 +123,8 @@ class BottleneckAttribution(InternalAttribution):
                 data before mixing; ``"standard"`` mixes N(0, 1) into the raw features.
             inference: ``"conv"`` or ``"mlp"`` (one position at a time).
             critic: ``"separable"`` or ``"concatenated"``.
-            head_hidden: widths of the heads' hidden layers; ``()`` for a single layer.
+            head_hidden: widths of the heads' hidden layers; ``()`` for a single layer. Maps of x'
+                are in the mean over the noise, which is exact for at most one.
             critic_hidden: widths of the critics' hidden layers; ``()`` for a single layer.
             on_repeat: which call counts of a layer that runs several times in a forward pass:
                 ``"first"``, ``"last"``, or ``"error"``.
@@ -541,7 +542,7 @@ class BottleneckAttribution(InternalAttribution):
     ) -> dict[str, dict[str, Estimate]]:
         """Dataset means of the information per position, layer by layer.
 
-        Unlike ``attribute``, which reads x' at its mean, this averages over seeded noise.
+        Unlike ``attribute``, which averages over the noise in closed form, this draws it, seeded.
 
         Args:
             loader: as for ``fit``; under ``torchrun`` every process calls this, with its share.

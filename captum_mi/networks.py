@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from captum_mi.bottleneck import capacity, inject_noise
+from captum_mi.bottleneck import capacity, inject_noise, mean_signal
 from captum_mi.bounds import pointwise_info_nce
-from captum_mi.critics import Critic, make_critic, mlp
+from captum_mi.critics import Critic, make_critic
 from captum_mi.grid import locals_of, n_positions, resize
+from captum_mi.heads import Head
 from captum_mi.inference import FixedAlpha, InferenceNetwork
 from captum_mi.moments import Moments
 from captum_mi.outputs import make_output
@@ -93,12 +94,9 @@ class Networks(nn.Module):
         self.global_moments = Moments(output.size)
         self.register_buffer("class_log_marginal", torch.zeros(structure.n_classes))
         self.clean_heads = nn.ModuleList(
-            mlp(site.channels, design.head_hidden, output.head_size)
+            Head(site.channels, design.head_hidden, output.head_size)
             for site in sites + self.head_sites
         )
-        for head in self.clean_heads:
-            nn.init.zeros_(head[-1].weight)  # type: ignore[index]
-            nn.init.zeros_(head[-1].bias)  # type: ignore[index]
         self.clean_critics = nn.ModuleList(
             make_critic(design.critic, site.channels, output.size, design.critic_hidden)
             for site in (sites if bank_sizes else ())
@@ -176,12 +174,18 @@ class Networks(nn.Module):
 
         return {site: injection(site) for site in self.noised_sites}
 
-    def head(self, site: Site, z: Tensor, kind: Locals) -> Tensor:
+    def head(self, site: Site, z: Tensor, kind: Literal["clean", "noised"]) -> Tensor:
         """Parameters ``(N, P, head_size)`` of ``q(y | x)``, or of ``q(y | x')``, from a site's
-        features of a kind."""
+        clean or noised features."""
         heads = self.clean_heads if kind == "clean" else self.noised_heads
         out: Tensor = heads[(self.sites + self.head_sites).index(site)](locals_of(z))
         return out
+
+    def expected_head(self, site: Site, z: Tensor, alpha_logit: Tensor) -> Tensor:
+        """Parameters ``(N, P, head_size)`` of ``q(y | x')``, in the mean over the noise."""
+        head: Head = self.noised_heads[self.sites.index(site)]  # type: ignore[assignment]
+        mean, std = mean_signal(z, alpha_logit), torch.sigmoid(alpha_logit)
+        return head.expected(locals_of(mean), locals_of(std))
 
     def critic(self, site: Site, kind: Locals) -> Critic:
         """The InfoMax critic of a site's features of a kind."""

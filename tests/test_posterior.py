@@ -3,7 +3,6 @@
 import torch
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.bottleneck import mean_signal
 from captum_mi.grid import resize
 from captum_mi.maps.posterior import capacity_prior, position_posterior
 from captum_mi.model.hooks import capture_only
@@ -73,19 +72,18 @@ def test_the_map_of_a_class_by_hand(net, images, quick_fit):
     logits = networks.alpha_logits(z)
     log_r = networks.output.log_marginal[target].double()
 
-    def log_q(site, features, kind):
-        parameters = networks.head(site, features, kind)
+    def log_q(site, parameters):
         evidence = networks.output.evidence(parameters)[..., target].double()
         return evidence[:, None].unflatten(2, z[site].shape[2:]) + log_r
 
     odds, maps = torch.zeros(32, 1, 12, 12).double(), torch.zeros(32, 1, 12, 12).double()
     for site in networks.sites:
-        q = log_q(site, mean_signal(z[site], logits[site]), "mean").exp()
+        q = log_q(site, networks.expected_head(site, z[site], logits[site])).exp()
         r = log_r.exp()
         odds += resize((q / (1 - q)).log() - (r / (1 - r)).log(), (12, 12)) / 2
         maps += resize((q / r).log(), (12, 12)) / 2
     deepest = networks.head_sites[0]
-    deeper = resize(log_q(deepest, z[deepest], "clean") - log_r, (12, 12))
+    deeper = resize(log_q(deepest, networks.head(deepest, z[deepest], "clean")) - log_r, (12, 12))
     alpha = torch.sigmoid(logits[networks.sites[0]].double())
     prior = 0.5 * (alpha**2 + (1 - alpha) ** 2 - 1) - alpha.log()
     weight = (prior * (odds + deeper).exp()) ** 3

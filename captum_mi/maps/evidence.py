@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -146,8 +146,10 @@ class Evidence:
 
     def _estimated(self, site: Site, noised: bool) -> Tensor:
         if self.question.estimator == "infomax":
-            kind: Locals = "mean" if noised else "clean"
-            return self._pointwise(site, self._features(site, noised), kind)[..., None]
+            z = self.z[site]
+            if not noised:
+                return self._pointwise(site, z, "clean")[..., None]
+            return self._pointwise(site, mean_signal(z, self.logits[site]), "mean")[..., None]
         parameters = self._head(site, noised)
         if self.question.classes:
             return self.readout.evidence(parameters, self.args)
@@ -155,17 +157,14 @@ class Evidence:
             return self.readout.kl(parameters)[..., None]
         return self.readout.evidence_for(parameters, self.index, self.args)[..., None]
 
-    def _features(self, site: Site, noised: bool) -> Tensor:
-        """Clean features of a site, or x' at its mean."""
-        z = self.z[site]
-        return mean_signal(z, self.logits[site]) if noised else z
-
     def _head(self, site: Site, noised: bool) -> Tensor:
         """Parameters of q at every position, computed once."""
         if (site, noised) not in self._parameters:
-            features = self._features(site, noised)
-            self._parameters[site, noised] = self.networks.head(
-                site, features, "mean" if noised else "clean")
+            z, networks = self.z[site], self.networks
+            self._parameters[site, noised] = (
+                networks.expected_head(site, z, self.logits[site]) if noised
+                else networks.head(site, z, "clean")
+            )
         return self._parameters[site, noised]
 
     def _pointwise(self, site: Site, features: Tensor, kind: Locals) -> Tensor:
@@ -173,7 +172,9 @@ class Evidence:
         assert self.y is not None
         return self.networks.pointwise_information(site, features, self.y, kind)
 
-    def expected(self, site: Site, features: Tensor, kind: Locals) -> Tensor:
+    def expected(
+        self, site: Site, features: Tensor, kind: Literal["clean", "noised"]
+    ) -> Tensor:
         """``(N, P)``: the estimator's value of features, in expectation over classes."""
         if self.question.estimator == "infomax":
             return self._pointwise(site, features, kind)
