@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_mi import InfoBottleneckAttribution
-from captum_mi.bottleneck import keep, mean_signal
+from captum_mi.bottleneck import keep
 from captum_mi.grid import resize
 from captum_mi.maps.heatmap import combine, to_input
 from captum_mi.maps.posterior import (
@@ -76,8 +76,7 @@ class Parts:
             self.general.append(grid(output.evidence_for(clean, index), site))
             self.clean_odds.append(grid(output.log_odds_ratio(clean, index), site))
             if site in networks.sites:
-                mean = mean_signal(z[site], logits[site])
-                q = networks.head(site, mean, "mean")
+                q = networks.expected_head(site, z[site], logits[site])
                 self.sufficient.append(grid(output.evidence_for(q, index), site))
                 self.odds.append(grid(output.log_odds_ratio(q, index), site))
                 self.expected.append(grid(output.kl(q), site))

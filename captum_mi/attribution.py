@@ -38,10 +38,11 @@ class InfoBottleneckAttribution(BottleneckAttribution):
         \text{general}:\quad & \text{the same, of the clean features } x_{ij} \\
         \text{redundant}:\quad & \text{general} - \text{sufficient}
 
-    in the mean over the noise, in nats, resized to the input so that an example's sum is the total over positions (local
-    terms overlap: that total is not the information of the image). The evidence for a class is
-    weighted by the probability that the class is shown at the position, given what all heads
-    say and what the bottleneck lets pass; ``weighting="none"`` leaves it as it is.
+    in nats, those of x' in the mean over the noise, resized to the input so that an example's sum
+    is the total over positions (local terms overlap: that total is not the information of the
+    image). The evidence for a class is weighted by the probability that the class is shown at the
+    position, given what all heads say and what the bottleneck lets pass; ``weighting="none"``
+    leaves it as it is.
 
     Sources: VIB (Alemi et al., 2017, https://arxiv.org/abs/1612.00410), Deep InfoMax (Hjelm et
     al., 2019, https://arxiv.org/abs/1808.06670), IBA (Schulz et al., 2020,

@@ -42,7 +42,7 @@ def test_edge_detectors_fail_it(net, images):
 
 
 def test_it_takes_a_fit_bound_to_the_copy(net, images, quick_fit):
-    attr = quick_fit(InfoBottleneckAttribution(net, "stage1"), [images], steps=20)
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage1"), [images], steps=40)
 
     def similarity(**options):
         return cascading_randomization(
