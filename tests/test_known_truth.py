@@ -20,7 +20,7 @@ def test_information_is_that_of_the_channel(channel):
 
 
 def test_critics_find_what_passes_of_the_output(channel):
-    found = channel.information([mixture(8192, 2, 9)], estimator="infomax", progress=False)["0"]
+    found = channel.information([mixture(4096, 2, 9)], estimator="infomax", progress=False)["0"]
     truth = Truth(float(channel.alpha)).about_the_output()
     assert found["sufficient"].mean == pytest.approx(truth, abs=0.06)
     assert found["general"].mean > 5 * truth

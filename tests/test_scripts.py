@@ -160,7 +160,7 @@ def test_few_shot_benchmark(novel_classes):
 
 def test_representation_analysis(tmp_path):
     printed = run(
-        "examples/representation_analysis.py", "--train", 64, "--test", 16, "--epochs", 1,
+        "examples/representation_analysis.py", "--train", 32, "--test", 12, "--epochs", 1,
         "--steps", 1, "--batch", 16, "--out", tmp_path,
     )
     assert "| quadrant | layer3 |" in printed
@@ -190,8 +190,8 @@ def test_representation_benchmark(tmp_path):
 
 def test_sanity_benchmark(tmp_path):
     printed = run(
-        "benchmarks/sanity.py", "--train", 64, "--epochs", 1, "--steps", 1, "--n", 3, "--leak",
-        12, "--refit", "--out", tmp_path / "sanity",
+        "benchmarks/sanity.py", "--train", 24, "--epochs", 1, "--steps", 1, "--n", 2, "--leak",
+        8, "--refit", "--out", tmp_path / "sanity",
     )
     assert "captum_mi, fitted anew" in printed
     assert len((tmp_path / "sanity.csv").read_text().splitlines()) == 7
