@@ -29,7 +29,6 @@ from captum_mi.fitting.history import History
 from captum_mi.fitting.settings import Settings, Task
 from captum_mi.grid import Place
 from captum_mi.inference import InferenceKind
-from captum_mi.maps.alpha_refinement import shared_noise
 from captum_mi.maps.baselines import tensors_of
 from captum_mi.maps.heatmap import Unit, per_unit
 from captum_mi.maps.information import Estimate, dataset_rows, estimates
@@ -523,7 +522,7 @@ class BottleneckAttribution(InternalAttribution):
         with self._reading():
             fit.move_to(self.model)
             z = networks.standardise(passes.features(masked, args))
-            noise = shared_noise({site: z[site] for site in networks.noised_sites}, seed)
+            noise = networks.shared_noise(z, seed)
             noised = networks.injections(networks.alpha_logits(z), noise)
             return passes.second(formatted, args, noised).prediction
 

@@ -6,12 +6,14 @@ floating-point precision.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MAX_LOGIT", "bounded_logit", "capacity", "inject_noise", "keep", "logit_of",
-           "mean_signal"]
+__all__ = ["MAX_LOGIT", "antithetic_draws", "bounded_logit", "capacity", "inject_noise", "keep",
+           "logit_of", "mean_signal", "shared_noise"]
 
 #: Bound on the logits of an alpha that is set by hand. ``sigmoid(50)`` rounds to 1 in float64.
 MAX_LOGIT = 50.0
@@ -54,6 +56,20 @@ def inject_noise(z: Tensor, alpha_logit: Tensor, noise: Tensor) -> Tensor:
         noise: broadcastable to ``z``, standard normal.
     """
     return keep(alpha_logit) * z + torch.sigmoid(alpha_logit) * noise
+
+
+def shared_noise(z: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw ``(1, C, *positions)``, the same for every example of z and on every device."""
+    return torch.randn(1, *z.shape[1:], generator=generator).to(z)
+
+
+def antithetic_draws(z: Tensor, alpha_logit: Tensor, pairs: int) -> Iterator[Tensor]:
+    """Pairs of z' whose noise is opposite, the same for every example and on every call."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(pairs):
+        noise = shared_noise(z, generator)
+        yield inject_noise(z, alpha_logit, noise)
+        yield inject_noise(z, alpha_logit, -noise)
 
 
 def capacity(z: Tensor, alpha_logit: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from captum_mi.bottleneck import capacity, inject_noise, mean_signal
+from captum_mi.bottleneck import capacity, inject_noise, mean_signal, shared_noise
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic
 from captum_mi.grid import locals_of, n_positions, resize
@@ -25,16 +25,16 @@ __all__ = ["LOCALS", "Bank", "Locals", "Networks"]
 
 _BANK_CHUNK = 1024
 
-#: Kinds of locals: features, a draw of noised ones, the mean of these.
-Locals = Literal["clean", "noised", "mean"]
+#: Kinds of locals: features, and draws of noised ones.
+Locals = Literal["clean", "noised"]
 LOCALS: tuple[Locals, ...] = get_args(Locals)
 
 
 class Bank(nn.Module):
     """Frozen reference set of locals, embedded by the critics of their site.
 
-    The same locals three times, for locals are to be scored against others of their kind:
-    ``clean`` features x, ``noised`` ones (a draw of x' each), and the ``mean`` of x'.
+    The same locals twice, for locals are to be scored against others of their kind: ``clean``
+    features x, and ``noised`` ones, a draw of x' each.
 
     Args:
         size: number of locals; 0 for a fit without a critic.
@@ -152,6 +152,11 @@ class Networks(nn.Module):
                     for site in self.noised_sites}
         return self.spread(self.alpha_map(z), z)
 
+    def shared_noise(self, z: dict[Site, Tensor], seed: int = 0) -> dict[Site, Tensor]:
+        """A draw for each noised site, the same for every example."""
+        generator = torch.Generator().manual_seed(seed)
+        return {site: shared_noise(z[site], generator) for site in self.noised_sites}
+
     def injections(
         self, logits: dict[Site, Tensor], noise: dict[Site, Tensor]
     ) -> dict[Site, Callable[[Tensor], Tensor]]:
@@ -174,7 +179,7 @@ class Networks(nn.Module):
 
         return {site: injection(site) for site in self.noised_sites}
 
-    def head(self, site: Site, z: Tensor, kind: Literal["clean", "noised"]) -> Tensor:
+    def head(self, site: Site, z: Tensor, kind: Locals) -> Tensor:
         """Parameters ``(N, P, head_size)`` of ``q(y | x)``, or of ``q(y | x')``, from a site's
         clean or noised features."""
         heads = self.clean_heads if kind == "clean" else self.noised_heads
@@ -210,13 +215,19 @@ class Networks(nn.Module):
         """Locals in each site's bank; none for a fit without critics."""
         return [len(self.bank(site)) for site in self.sites] if self.has_critics else []
 
-    def pointwise_information(self, site: Site, z: Tensor, y: Tensor, kind: Locals) -> Tensor:
-        """InfoMax: ``(N, P)`` pointwise information of a site's locals and raw y, in nats."""
+    def pointwise_information(
+        self, site: Site, draws: Iterable[Tensor], y: Tensor, kind: Locals
+    ) -> Tensor:
+        """InfoMax: ``(N, P)`` pointwise information of a site's locals and raw y, in nats, in
+        the mean over draws of the locals."""
         critic, bank = self.critic(site, kind), self.bank(site)
         global_ = critic.embed_global(self.global_input(y))
-        positive = critic.paired(critic.embed_local(locals_of(z)), global_[:, None])
-        negatives = bank.logsumexp(critic, global_, kind)
-        return pointwise_info_nce(positive, negatives[:, None], len(bank))
+        negatives = bank.logsumexp(critic, global_, kind)[:, None]
+        found = []
+        for z in draws:
+            positive = critic.paired(critic.embed_local(locals_of(z)), global_[:, None])
+            found.append(pointwise_info_nce(positive, negatives, len(bank)))
+        return torch.stack(found).mean(0)
 
     def capacity(self, z: dict[Site, Tensor], logits: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """Capacity of each element of each site, ``(N, C, *positions)``, in nats."""

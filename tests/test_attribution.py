@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_mi import Batch, InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.bottleneck import inject_noise
-from captum_mi.maps.alpha_refinement import refine_alpha, shared_noise
+from captum_mi.maps.alpha_refinement import refine_alpha
 
 INFORMATION = ("sufficient", "general", "redundant")
 
@@ -459,7 +459,7 @@ def test_refinement_lowers_the_objective_of_each_example(fitted, images):
         passes = fitted._reading_passes()
         first = passes.first((images,), (), networks.noised_sites)
         z = networks.standardise(first.layers)
-        noise = shared_noise({site: z[site] for site in networks.noised_sites}, 0)
+        noise = networks.shared_noise(z)
 
         def objective(alpha_map):
             logits = networks.spread(alpha_map, z)

@@ -24,3 +24,9 @@ def test_critics_find_what_passes_of_the_output(channel):
     truth = Truth(float(channel.alpha)).about_the_output()
     assert found["sufficient"].mean == pytest.approx(truth, abs=0.06)
     assert found["general"].mean > 5 * truth
+
+
+def test_maps_of_the_critics_are_of_what_passes_too(channel):
+    found = channel.attribute(mixture(4096, 2, 9), estimator="infomax").mean()
+    truth = Truth(float(channel.alpha)).about_the_output()
+    assert float(found) == pytest.approx(truth, abs=0.06 if truth > 0.1 else 0.02)

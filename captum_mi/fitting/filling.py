@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_mi import ranks
-from captum_mi.bottleneck import inject_noise, mean_signal
+from captum_mi.bottleneck import inject_noise
 from captum_mi.fitting.remember import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.fitting.survey import Survey, Walk
@@ -39,7 +39,7 @@ def fill_bank(
         for site in sites:
             rows = even_rows(z[site], seen, found.examples, len(networks.bank(site)))
             features: dict[Locals, Tensor] = {
-                "clean": z[site], "mean": mean_signal(z[site], logits[site]),
+                "clean": z[site],
                 "noised": inject_noise(z[site], logits[site], torch.randn_like(z[site])),
             }
             for kind, one in features.items():

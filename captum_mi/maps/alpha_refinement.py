@@ -14,19 +14,10 @@ from captum_mi.networks import Networks
 from captum_mi.outputs import Output, make_prediction
 from captum_mi.probing.sites import Site
 
-__all__ = ["refine_alpha", "shared_noise"]
+__all__ = ["refine_alpha"]
 
 _LR = 0.2
 _EPS = 1e-6  # in nats: Adam would blow up the rounding of smaller gradients
-
-
-def shared_noise(z: dict[Site, Tensor], seed: int) -> dict[Site, Tensor]:
-    """One seeded draw ``(1, C, *positions)`` per site, the same for every example and device."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        site: torch.randn(1, *features.shape[1:], generator=generator).to(features)
-        for site, features in z.items()
-    }
 
 
 def refine_alpha(
@@ -48,7 +39,7 @@ def refine_alpha(
     Returns:
         Refined map of logits on the finest grid, ``(N, 1, *positions)``.
     """
-    noise = shared_noise({site: z[site] for site in networks.noised_sites}, 0)
+    noise = networks.shared_noise(z)
     task_output = _task_output(networks, first)
     with torch.enable_grad():
         alpha_map = networks.alpha_map(z).detach().clone().requires_grad_()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_mi.bottleneck import mean_signal
+from captum_mi.bottleneck import antithetic_draws
 from captum_mi.grid import Place, on_grid, resize, without_offsets
 from captum_mi.maps.heatmap import joined
 from captum_mi.maps.posterior import capacity_prior, position_posterior
@@ -23,6 +23,8 @@ from captum_mi.probing.sites import Site
 __all__ = ["Evidence"]
 
 Logits = dict[Site, Tensor]
+
+_PAIRS = 8  # of draws of noise that a critic's score of x' is a mean over
 
 
 class Evidence:
@@ -148,8 +150,9 @@ class Evidence:
         if self.question.estimator == "infomax":
             z = self.z[site]
             if not noised:
-                return self._pointwise(site, z, "clean")[..., None]
-            return self._pointwise(site, mean_signal(z, self.logits[site]), "mean")[..., None]
+                return self._pointwise(site, [z], "clean")[..., None]
+            draws = antithetic_draws(z, self.logits[site], _PAIRS)
+            return self._pointwise(site, draws, "noised")[..., None]
         parameters = self._head(site, noised)
         if self.question.classes:
             return self.readout.evidence(parameters, self.args)
@@ -167,15 +170,13 @@ class Evidence:
             )
         return self._parameters[site, noised]
 
-    def _pointwise(self, site: Site, features: Tensor, kind: Locals) -> Tensor:
+    def _pointwise(self, site: Site, draws: Iterable[Tensor], kind: Locals) -> Tensor:
         """``(N, P)``: the critic's pointwise mutual information of features and y."""
         assert self.y is not None
-        return self.networks.pointwise_information(site, features, self.y, kind)
+        return self.networks.pointwise_information(site, draws, self.y, kind)
 
-    def expected(
-        self, site: Site, features: Tensor, kind: Literal["clean", "noised"]
-    ) -> Tensor:
+    def expected(self, site: Site, features: Tensor, kind: Locals) -> Tensor:
         """``(N, P)``: the estimator's value of features, in expectation over classes."""
         if self.question.estimator == "infomax":
-            return self._pointwise(site, features, kind)
+            return self._pointwise(site, [features], kind)
         return self.readout.kl(self.networks.head(site, features, kind))
