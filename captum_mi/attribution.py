@@ -14,6 +14,7 @@ from captum_mi.grid import Place
 from captum_mi.maps.heatmap import Unit, joined, to_input, zeros_for
 from captum_mi.maps.question import Estimator, Information, Question, Weighting
 from captum_mi.probing.structure import Structure
+from captum_mi.warn import warn
 
 __all__ = ["InfoBottleneckAttribution", "LayerInfoBottleneckAttribution"]
 
@@ -73,6 +74,12 @@ class InfoBottleneckAttribution(BottleneckAttribution):
                     f"layer {site.name!r} returns (N, {site.channels}): it has no positions to "
                     "map onto the input. Choose a layer with positions, or use "
                     "LayerInfoBottleneckAttribution for the value per example"
+                )
+        for site, lattices in zip(structure.sites, structure.lattices):
+            if lattices and all(one.length == 1 for one in lattices):
+                warn(
+                    f"layer {site.name!r} has a single position, whose map is flat. Choose a "
+                    "layer with more, such as one before the pooling"
                 )
         self._check_mapped(structure)
 

@@ -343,7 +343,8 @@ class BottleneckAttribution(InternalAttribution):
 
         Warns:
             UserWarning: if kappa is not reached, the heads are no better than the marginal in
-                their mean, or positions of a layer that was named follow none of the inputs'.
+                their mean, or positions of a layer that was named follow none of the inputs' or
+                are a single one (input-shaped class).
         """
         settings = Settings(
             steps=steps, lr=lr, weight_decay=weight_decay, task=task, beta1=beta1, beta2=beta2,

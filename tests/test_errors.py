@@ -532,3 +532,11 @@ def test_a_module_that_passes_no_gradient_on(images):
         nn.Linear(8, 5)).eval()
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         InfoBottleneckAttribution(model, "1").fit([images], steps=2, progress=False)
+
+
+def test_a_layer_of_a_single_position_warns():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    images = torch.randn(32, 3, 12, 12)
+    with pytest.warns(UserWarning, match="layer '2' has a single position, whose map is flat"):
+        InfoBottleneckAttribution(model, "2").fit([images], 1, progress=False)

@@ -79,7 +79,8 @@ def fit_networks(
             check_map_input(design.map_input, len(first.inputs))
         with explained_calls(first):
             found = probe(trained, first, design, named, downstream)
-            check(found)
+            structure = _placed(found, model, design, downstream, first)
+            check(structure)
 
         def prepared(structure: Structure, cache_bytes: int) -> tuple[Networks, FirstPasses]:
             sizes = [settings.bank_size] * len(structure.sites) if settings.beta1 else []
@@ -89,12 +90,12 @@ def fit_networks(
                 passes, networks.noised_sites, cache_bytes, data.n_batches)
 
         if base is not None:
-            networks, firsts = prepared(_placed(found, model, design, downstream, first), 0)
-            teacher = found.passes(model, design.on_repeat, downstream, amp)
+            networks, firsts = prepared(structure, 0)
+            teacher = structure.passes(model, design.on_repeat, downstream, amp)
             surveyed = survey(firsts, networks, walk, settings)
             with _trainable(base):
                 train(firsts, networks, walk, surveyed, settings, teacher)
-        structure = _placed(found, trained, design, downstream, first)
+            structure = _placed(structure, trained, design, downstream, first)
         recorder = None
         if _records_steps(trained):
             recorder = Recorder(may_wait=True, most=_MOST_STEPS, most_bytes=_MOST_BYTES)
