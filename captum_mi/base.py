@@ -542,7 +542,8 @@ class BottleneckAttribution(InternalAttribution):
     ) -> dict[str, dict[str, Estimate]]:
         """Dataset means of the information per position, layer by layer.
 
-        Unlike ``attribute``, which averages over the noise in closed form, this draws it, seeded.
+        Unlike ``attribute``, which averages over the noise in closed form (heads) or over the same
+        few draws for all examples (critics), this draws it for each example, seeded.
 
         Args:
             loader: as for ``fit``; under ``torchrun`` every process calls this, with its share.
