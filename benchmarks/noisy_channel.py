@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--alphas", type=float, nargs="+", default=(0.2, 0.4, 0.6, 0.8, 0.9))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--n", type=int, default=16384, help="examples that estimates are of")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/noisy_channel"))
     options = parser.parse_args()
     cases = list(product(options.dimensions, options.alphas))
@@ -119,7 +120,7 @@ def row(dimensions: int, alpha: float, options: argparse.Namespace) -> list[str]
     found: dict[str, list[float]] = {}
     for seed in range(options.seeds):
         attr = fitted(alpha, dimensions, options.steps, seed)
-        unseen = list(mixture(16384, dimensions, 100 + seed).split(2048))
+        unseen = list(mixture(options.n, dimensions, 100 + seed).split(2048))
         maps = torch.cat([attr.attribute(x, estimator="infomax") for x in unseen])  # type: ignore[arg-type]
         found.setdefault("maps", []).append(float(maps.mean()))
         for estimator in ("variational", "infomax"):

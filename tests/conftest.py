@@ -63,7 +63,7 @@ def digits() -> tuple[InfoBottleneckAttribution, Tensor, Tensor]:
     torch.manual_seed(0)
     model = DigitResNet((8, 16, 32, 32)).fit(scenes, 6, progress=False)
     attr = InfoBottleneckAttribution(model)
-    attr.fit(list(scenes.images.split(64)), 30, progress=False, bank_size=512)
+    attr.fit(list(scenes.images.split(32)), 30, progress=False, bank_size=512)
     return attr, scenes.images[:40], scenes.labels[:40, 0]
 
 

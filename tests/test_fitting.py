@@ -54,7 +54,7 @@ def trained():
         nn.functional.cross_entropy(model(x), label).backward()
         optimizer.step()
     attr = InfoBottleneckAttribution(model, "body", head_hidden=(32,), critic_hidden=(32,))
-    attr.fit(list(x.split(64)), steps=300, lr=1e-2, progress=False)
+    attr.fit(list(x.split(64)), steps=200, lr=1e-2, progress=False)
     return attr
 
 
@@ -102,7 +102,7 @@ def test_the_distortion_is_held_and_the_head_beats_the_marginal(trained):
     assert history.recent("distortion") == pytest.approx(history.kappa, rel=0.5)
     ahead = torch.tensor(history.marginal[-100:]) - torch.tensor(history.head[-100:])
     assert ahead.mean() > 5 * ahead.std() / 10  # standard errors
-    assert len(history) == 300
+    assert len(history) == 200
 
 
 def test_history_can_be_plotted(trained, tmp_path):
@@ -121,7 +121,7 @@ def test_sufficient_information_falls_with_alpha():
         attr = LayerInfoBottleneckAttribution(model, "body", alpha=alpha, head_hidden=(32,))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            attr.fit(list(x.split(64)), steps=80, lr=1e-2, progress=False)
+            attr.fit(list(x.split(64)), steps=50, lr=1e-2, progress=False)
         figures = attr.information(list(x.split(64)), progress=False)["body"]
         assert figures["capacity"].mean >= figures["sufficient"].mean
         means.append(figures["sufficient"].mean)

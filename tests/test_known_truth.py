@@ -8,7 +8,7 @@ from noisy_channel import Truth, fitted, mixture
 
 @pytest.fixture(scope="module", params=[0.6, 0.8])
 def channel(request):
-    return fitted(request.param, 2, steps=300, seed=0, width=64)
+    return fitted(request.param, 2, steps=200, seed=0, width=64)
 
 
 def test_information_is_that_of_the_channel(channel):

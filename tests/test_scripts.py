@@ -56,7 +56,7 @@ def run_alone(*command: object) -> str:
 def test_demo(tmp_path):
     printed = run(
         "examples/digit_scenes_demo.py", "--out", tmp_path, "--scenes", 128, "--epochs", 1,
-        "--steps", 2, "--test", 6,
+        "--steps", 2, "--test", 2,
     )
     assert "Grad-CAM" in printed
     for name in ("panel", "two_digits", "history"):
@@ -65,8 +65,8 @@ def test_demo(tmp_path):
 
 def test_mi_ground_truth(tmp_path):
     printed = run(
-        "benchmarks/mi_ground_truth.py", "--seeds", 1, "--steps", 3, "--fresh", 512,
-        "--out", tmp_path / "mi",
+        "benchmarks/mi_ground_truth.py", "--seeds", 1, "--workers", 1, "--steps", 3, "--fresh",
+        512, "--out", tmp_path / "mi",
     )
     assert "an upper bound" in printed
     assert " NO " not in (tmp_path / "mi_capacity.md").read_text()
@@ -273,7 +273,7 @@ def test_attribute_folder_on_two_processes_and_again(tmp_path, monkeypatch, caps
 
 def test_noisy_channel(tmp_path):
     printed = run("benchmarks/noisy_channel.py", "--dimensions", 2, "--alphas", 0.5, "--steps", 2,
-                  "--seeds", 2, "--out", tmp_path / "channel")
+                  "--seeds", 2, "--n", 1024, "--out", tmp_path / "channel")
     assert "| 2 | 0.5 | 0.7" in printed  # the truth needs no steps
     assert (tmp_path / "channel.csv").exists()
 
