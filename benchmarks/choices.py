@@ -79,7 +79,7 @@ def choices(kappa: float, steps: int) -> dict[str, Choice]:
         "rectangles of other scenes pasted in": Choice(augment=pasted),
         "refined by 9 blocks": Choice(call={"refine_steps": 9}),
         "refined by these and 8 pairs of halves": Choice(call={"refine_steps": 25}),
-        "alpha refined, 4 steps": Choice(call={"weighting": "posterior", "refine_steps": 4}),
+        "alpha refined, 4 steps": Choice(call={"alpha_steps": 4}),
         "weighting='none'": Choice(call={"weighting": "none"}),
         "general information": Choice(call={"information": "general"}),
         "no target": Choice(call={"target": None}),

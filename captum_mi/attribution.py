@@ -95,6 +95,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
         weighting: Weighting | None = None,
         refine_steps: int = 0,
         baselines: Any = None,
+        alpha_steps: int = 0,
         unit: Unit = "nats",
     ) -> Tensor | tuple[Tensor, ...]:
         r"""Maps of the inputs' shape. Deterministic, and independent of the batch.
@@ -117,22 +118,20 @@ class InfoBottleneckAttribution(BottleneckAttribution):
             weighting: where the evidence for a class is shown. ``"posterior"`` weights it with
                 the probability that the class is shown at the position
                 (:func:`captum_mi.maps.posterior.position_posterior`); the positive total, and
-                evidence against the class, stay. ``"shares"`` weights that with the position's
-                share in the decision, integrated gradients of its features
-                (:mod:`captum_mi.maps.shares`), and adds what the decision loses without a block of
-                the input (:mod:`captum_mi.maps.ablation`) and with one half or the other
-                (:mod:`captum_mi.maps.halves`), for ``refine_steps`` of both.
-                ``"none"`` leaves the log ratio at each position as it is. Default, for the
-                variational evidence of a class, ``"posterior"``, and with ``refine_steps``
-                ``"shares"``; else ``"none"``.
-            refine_steps: steps of per-sample refinement. For shares, a forward pass each, at most
-                so many: up to 9 blocks that the input is divided into and loses one at a time,
-                further ones pairs of halves; and two passes with a backward pass for the shares.
-                9 is a good number, 39 a more faithful one for three times the cost. Else Adam
-                steps on alpha, from what was inferred, a pass and a backward pass each through
-                the layers above the first bottleneck.
-            baselines: what takes the place of a block or half while shares are measured, in any of
-                Captum's forms. Default: 0, the mean of normalised images.
+                evidence against the class, stay. ``"none"`` leaves the log ratio at each position
+                as it is. Default: ``"posterior"`` for the variational evidence of a class, else
+                ``"none"``.
+            refine_steps: forward passes that measure what the decision loses, at most so many:
+                without one of up to 9 blocks of the input (:mod:`captum_mi.maps.ablation`), then
+                with one half or the other (:mod:`captum_mi.maps.halves`). Two passes with a
+                backward pass more give each position's share in the decision, integrated
+                gradients of its features (:mod:`captum_mi.maps.shares`). All of it weights the
+                posterior (:func:`captum_mi.maps.weighting.weighted`). 9 is a good number, 39 a
+                more faithful one for three times the cost.
+            baselines: what takes the place of a block or half, and where the integrated gradients
+                start, in any of Captum's forms. Default: 0, the mean of normalised images.
+            alpha_steps: Adam steps on alpha for each example, from what was inferred, with a pass
+                and a backward pass each through the layers above the first bottleneck.
             unit: ``"nats"`` or ``"bits"``.
 
         Returns:
@@ -158,7 +157,8 @@ class InfoBottleneckAttribution(BottleneckAttribution):
                 for i, x in enumerate(formatted)
             )
 
-        question = self._question(index, information, estimator, weighting, refine_steps)
+        question = self._question(
+            index, information, estimator, weighting, refine_steps, alpha_steps)
         results = self._maps(
             question, formatted, args, index,
             internal_batch_size=internal_batch_size, unit=unit, baselines=baselines,
@@ -173,7 +173,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
         additional_forward_args: object = None,
         information: Information = "sufficient",
         internal_batch_size: int | None = None,
-        refine_steps: int = 0,
+        alpha_steps: int = 0,
         unit: Unit = "nats",
     ) -> Tensor:
         """Evidence for every class from one pass, at the finest chosen layer's resolution.
@@ -183,7 +183,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
             additional_forward_args: further arguments of the model.
             information: ``"sufficient"``, ``"general"`` or ``"redundant"``.
             internal_batch_size: examples per forward pass. Default: all at once.
-            refine_steps: Adam steps on alpha, from what was inferred.
+            alpha_steps: Adam steps on alpha, from what was inferred.
             unit: ``"nats"`` or ``"bits"``.
 
         Returns:
@@ -196,7 +196,7 @@ class InfoBottleneckAttribution(BottleneckAttribution):
         """
         formatted, args, _ = self._prepare(inputs, None, additional_forward_args)
         question = Question(
-            information, "variational", refine_steps=refine_steps, classes=True)
+            information, "variational", alpha_steps=alpha_steps, classes=True)
         return self._maps(
             question, formatted, args, None,
             internal_batch_size=internal_batch_size, unit=unit,
@@ -238,6 +238,7 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
         weighting: Weighting | None = None,
         refine_steps: int = 0,
         baselines: Any = None,
+        alpha_steps: int = 0,
         unit: Unit = "nats",
     ) -> Any:
         """Maps per position, in nats; arguments as for the input-shaped class.
@@ -247,7 +248,8 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
             of these for a list of layers.
         """
         formatted, args, index = self._prepare(inputs, target, additional_forward_args)
-        question = self._question(index, information, estimator, weighting, refine_steps)
+        question = self._question(
+            index, information, estimator, weighting, refine_steps, alpha_steps)
         return self._maps(
             question, formatted, args, index,
             internal_batch_size=internal_batch_size, unit=unit, baselines=baselines,
@@ -260,7 +262,7 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
         additional_forward_args: object = None,
         information: Information = "sufficient",
         internal_batch_size: int | None = None,
-        refine_steps: int = 0,
+        alpha_steps: int = 0,
         unit: Unit = "nats",
     ) -> Any:
         """Evidence for every class; arguments as for the input-shaped class.
@@ -274,7 +276,7 @@ class LayerInfoBottleneckAttribution(BottleneckAttribution, LayerAttribution):
         """
         formatted, args, _ = self._prepare(inputs, None, additional_forward_args)
         question = Question(
-            information, "variational", refine_steps=refine_steps, classes=True)
+            information, "variational", alpha_steps=alpha_steps, classes=True)
         return self._maps(
             question, formatted, args, None,
             internal_batch_size=internal_batch_size, unit=unit, finish=self._per_layer,

@@ -387,14 +387,14 @@ class BottleneckAttribution(InternalAttribution):
 
     def _question(
         self, index: Tensor | None, information: Information, estimator: Estimator,
-        weighting: Weighting | None, refine_steps: int,
+        weighting: Weighting | None, refine_steps: int, alpha_steps: int,
     ) -> Question:
         structure = self._fitted().structure
         question = Question.of_class(
             structure, index is not None, information, estimator, weighting, refine_steps,
-            self._joined,
+            alpha_steps, self._joined,
         )
-        if question.weighting == "shares":
+        if question.refine_steps:
             self._check_mapped(structure)
         return question
 

@@ -384,8 +384,8 @@ def test_a_fit_without_positions_is_loaded_into_the_other_class(net, images, qui
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"refine_steps": -3}, ValueError, "refine_steps must be an integer >= 0; got -3"),
     ({"refine_steps": "9"}, ValueError, "refine_steps must be an integer >= 0; got '9'"),
-    ({"baselines": 0.5}, ValueError, "only refine_steps=n with a target and weighting='shares'"),
-    ({"baselines": 0, "refine_steps": 4, "weighting": "posterior"}, ValueError, "baselines are"),
+    ({"alpha_steps": 0.5}, ValueError, "alpha_steps must be an integer >= 0; got 0.5"),
+    ({"baselines": 0.5}, ValueError, "only refine_steps=n does; got baselines and refine_steps=0"),
     ({"baselines": float("nan"), "refine_steps": 4}, ValueError, "pass baselines= that the"),
 ])
 def test_refinement_that_cannot_be(fitted, images, options, error, message):

@@ -280,10 +280,10 @@ def test_inputs_that_are_read_twice_inside_of_inference_mode(quick_fit):
     x = torch.randn(16, 3, 8, 8)
     attr = quick_fit(InfoBottleneckAttribution(
         Gated().eval(), "conv", head_layers=[], context_layers="conv"), [x])
-    for weighting in ("shares", "posterior"):
-        expected = attr.attribute(x, 1, refine_steps=4, weighting=weighting)
+    for options in ({"refine_steps": 4}, {"alpha_steps": 4}):
+        expected = attr.attribute(x, 1, **options)
         with torch.inference_mode():
-            inside = attr.attribute(x.clone(), 1, refine_steps=4, weighting=weighting)
+            inside = attr.attribute(x.clone(), 1, **options)
         torch.testing.assert_close(inside, expected)
 
 

@@ -81,7 +81,7 @@ def test_after_success(net, images, quick_fit, finetune_base):
         InfoBottleneckAttribution(model, "0.stage2"), loader, finetune_base=finetune_base
     )
     assert_same(before, state_of(model))
-    for options in ({}, {"refine_steps": 2}, {"estimator": "infomax"}):
+    for options in ({}, {"refine_steps": 2}, {"alpha_steps": 2}, {"estimator": "infomax"}):
         attr.attribute(inputs, target=0, **options)
         assert_same(before, state_of(model))
     attr.information([images], progress=False)
@@ -157,7 +157,7 @@ def test_weights_that_eval_merges_are_taken_apart_again(net, images, quick_fit):
 
 
 @pytest.mark.parametrize(("options", "passes"), [
-    ({"estimator": "infomax"}, 0), ({"refine_steps": 2}, 2),
+    ({"estimator": "infomax"}, 0), ({"refine_steps": 2}, 2), ({"alpha_steps": 2}, 1),
 ])
 def test_after_an_exception_in_attribute(net, images, quick_fit, options, passes):
     model = model_with(net)
@@ -218,7 +218,7 @@ def test_attribution_runs_the_model_no_further_than_the_deepest_layer_that_is_re
     attr.evidence(images)
     assert not calls
     attr.attribute(images, estimator="infomax")
-    attr.attribute(images, target=1, weighting="none", refine_steps=1)
+    attr.attribute(images, target=1, alpha_steps=1)
     assert len(calls) == 3  # refinement runs a second pass
     handle.remove()
     assert not any(module._forward_hooks for module in net.modules())

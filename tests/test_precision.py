@@ -37,7 +37,7 @@ def test_maps_in_float16_and_in_bfloat16_are_those_in_float32(digits, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"estimator": "infomax"}, {"refine_steps": 2, "weighting": "posterior"}])
+    "options", [{"estimator": "infomax"}, {"alpha_steps": 2}])
 def test_every_pass_runs_in_mixed_precision(digits, options):
     assert errors(digits, torch.float16, **options).max() < 0.05
 

@@ -137,11 +137,14 @@ def measured(attr, x, label, monkeypatch):
     return found[-1][:, 0]
 
 
-def test_refinement_measures_shares_by_default(fitted, images):
-    refined = fitted.attribute(images, 1, refine_steps=2)
-    assert torch.equal(refined, fitted.attribute(images, 1, refine_steps=2, weighting="shares"))
-    alpha = fitted.attribute(images, 1, refine_steps=2, weighting="posterior")
-    assert not torch.allclose(refined, alpha)
+def test_what_is_measured_and_alpha_are_refined_apart_or_together(fitted, images):
+    options = ({}, {"refine_steps": 2}, {"alpha_steps": 2}, {"refine_steps": 2, "alpha_steps": 2})
+    maps = [fitted.attribute(images, 1, **one) for one in options]
+    for one, other in itertools.combinations(maps, 2):
+        assert not torch.allclose(one, other)
+    general = [fitted.attribute(images, 1, information="general", **one) for one in options]
+    assert torch.equal(general[0], general[2])  # which has no alpha
+    assert torch.equal(general[1], general[3])
 
 
 @pytest.mark.parametrize("information", ["sufficient", "general"])
@@ -238,9 +241,20 @@ def test_a_prediction_that_cannot_be_differentiated_says_so(net, images, quick_f
         attr.attribute(images, 1, refine_steps=2)
 
 
-def test_shares_that_cannot_be_measured_say_what_is_missing(fitted, images):
-    with pytest.raises(ValueError, match="refine_steps=9; got refine_steps=0"):
-        fitted.attribute(images, 1, weighting="shares")
+@pytest.mark.parametrize(("options", "missing"), [
+    ({}, "no target"), ({"target": 1, "estimator": "infomax"}, "estimator='infomax'"),
+    ({"target": 1, "weighting": "none"}, "weighting='none'"),
+])
+def test_shares_that_cannot_be_measured_say_what_is_missing(fitted, images, options, missing):
+    with pytest.raises(ValueError, match=f"refine_steps measures .* got .*{missing}"):
+        fitted.attribute(images, refine_steps=4, **options)
+
+
+def test_predictions_without_classes_have_no_shares(net, images, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage1", output="gaussian"), [images])
+    with pytest.raises(ValueError, match="a prediction without classes"):
+        attr.attribute(images, refine_steps=4)
+    assert attr.attribute(images, alpha_steps=1).shape == images.shape
 
 
 def test_classes_of_a_global_layer_are_its_own(net, images, quick_fit, monkeypatch):

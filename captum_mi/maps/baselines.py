@@ -16,18 +16,17 @@ __all__ = ["tensors_of"]
 def tensors_of(
     baselines: Any, inputs: tuple[Tensor, ...], question: Question
 ) -> tuple[Tensor, ...]:
-    """Baselines in any of Captum's forms as tensors of the inputs' shapes; none but for shares.
+    """Baselines in any of Captum's forms as tensors of the inputs' shapes; none if nothing is replaced.
 
     Raises:
         ValueError: for baselines where nothing is replaced, or that the inputs cannot hold.
         AssertionError: for another form or shape, as Captum raises it.
     """
-    if question.weighting != "shares":
+    if not question.refine_steps:
         if baselines is not None:
             raise ValueError(
-                "baselines are what replaces blocks of the input, which only refine_steps=n with "
-                f"a target and weighting='shares' does; got "
-                f"refine_steps={question.refine_steps} and weighting {question.weighting!r}"
+                "baselines are what replaces parts of the input, which only refine_steps=n does; "
+                "got baselines and refine_steps=0"
             )
         return ()
     inputs, formatted = _format_input_baseline(inputs, baselines)

@@ -13,7 +13,7 @@ from captum_mi.bottleneck import antithetic_draws
 from captum_mi.grid import Place, on_grid, resize, without_offsets
 from captum_mi.maps.heatmap import joined
 from captum_mi.maps.posterior import capacity_prior, position_posterior
-from captum_mi.maps.question import Question, Read
+from captum_mi.maps.question import Question
 from captum_mi.maps.readout import Readout
 from captum_mi.maps.weighting import Measured, weighted
 from captum_mi.model.hooks import LayerOutput
@@ -57,7 +57,7 @@ class Evidence:
         self.networks, self.readout, self.question = networks, readout, question
         self.layers, self.args, self.index, self.y = layers, args, index, y
         self._places, self._infer = places, infer
-        self._parameters: dict[tuple[Site, bool], Tensor] = {}
+        self._parameters: dict[tuple[Site, Locals], Tensor] = {}
 
     @cached_property
     def z(self) -> dict[Site, Tensor]:
@@ -84,36 +84,36 @@ class Evidence:
     def _places_of(self, site: Site) -> tuple[Place, ...]:
         return tuple(self._places.get(site, ()))
 
-    def maps(self, information: Read, measured: Measured | None = None) -> list[Tensor]:
+    def maps(self, kind: Locals, measured: Measured | None = None) -> list[Tensor]:
         """Maps ``(N, M, *positions)`` of each site, or of the layers joined; for a class, weighted
         as the question asks, with what was measured."""
-        maps = [self._values(site, information) for site in self.networks.sites]
+        maps = [self._values(site, kind) for site in self.networks.sites]
         if self.index is None or self.question.weighting == "none":
             return maps
-        witnesses = [*self._log_odds(information, self.index), *self._head_evidence()]
-        posterior = position_posterior(witnesses, self._prior(information))
+        witnesses = [*self._log_odds(kind, self.index), *self._head_evidence()]
+        posterior = position_posterior(witnesses, self._prior(kind))
         if self.question.joined:
             maps = [joined(maps, [self._places_of(site) for site in self.networks.sites])]
         return [weighted(one, posterior, measured, places)
                 for one, places in zip(maps, self.places)]
 
-    def _log_odds(self, information: Read, index: Tensor) -> list[Tensor]:
+    def _log_odds(self, kind: Locals, index: Tensor) -> list[Tensor]:
         """Log odds ratios of a class at the noised sites, whose evidence levels at certainty.
 
         They see the same pixels, so they are one witness, and each has its share in it.
         """
-        noised, found = information == "sufficient", []
+        found = []
         for site in self.networks.sites:
-            parameters = self._head(site, noised)
+            parameters = self._head(site, kind)
             ratio = self.readout.log_odds_ratio(parameters, index, self.args)[..., None]
-            ratio = self._silenced(site, ratio) if noised else ratio
+            ratio = self._silenced(site, ratio, kind)
             ratio = on_grid(ratio, self.z[site].shape[2:]) / len(self.networks.sites)
             found.append(self._aligned(site, ratio))
         return found
 
     def _head_evidence(self) -> list[Tensor]:
         """Evidence for a class at the sites that have a head alone."""
-        return [self._aligned(site, self._values(site, "general"))
+        return [self._aligned(site, self._values(site, "clean"))
                 for site in self.networks.head_sites]
 
     def _aligned(self, site: Site, one: Tensor) -> Tensor:
@@ -125,50 +125,46 @@ class Evidence:
             return one
         return resize(one, self.z[self.finest].shape[2:], apart, wanted)
 
-    def _prior(self, information: Read) -> Tensor:
-        """What the bottleneck lets pass at each position of the finest grid; all, if general."""
-        if information == "general":  # alpha need not be inferred
+    def _prior(self, kind: Locals) -> Tensor:
+        """What the bottleneck lets pass at each position of the finest grid; all, if clean."""
+        if kind == "clean":  # alpha need not be inferred
             return torch.ones_like(self.z[self.finest][:, :1])
         return capacity_prior(self.logits[self.finest])
 
-    def _values(self, site: Site, information: Read) -> Tensor:
+    def _values(self, site: Site, kind: Locals) -> Tensor:
         """``(N, M, *positions)``: the estimator's value at every position of a site."""
-        noised = information == "sufficient"
-        values = self._estimated(site, noised)
-        values = self._silenced(site, values) if noised else values
+        values = self._silenced(site, self._estimated(site, kind), kind)
         return on_grid(values, self.z[site].shape[2:])
 
-    def _silenced(self, site: Site, values: Tensor) -> Tensor:
-        """Values ``(N, P, M)`` of x': pure noise says nothing, whatever is made of its mean."""
-        return values.masked_fill_(self.silent(site), 0.0)
+    def _silenced(self, site: Site, values: Tensor, kind: Locals) -> Tensor:
+        """Values ``(N, P, M)``: pure noise says nothing, whatever is made of its mean."""
+        return values if kind == "clean" else values.masked_fill_(self.silent(site), 0.0)
 
     def silent(self, site: Site) -> Tensor:
         """Where alpha is 1, ``(N, P, 1)``."""
         return (torch.sigmoid(self.logits[site]) == 1).flatten(1)[..., None]
 
-    def _estimated(self, site: Site, noised: bool) -> Tensor:
+    def _estimated(self, site: Site, kind: Locals) -> Tensor:
         if self.question.estimator == "infomax":
             z = self.z[site]
-            if not noised:
-                return self._pointwise(site, [z], "clean")[..., None]
-            draws = antithetic_draws(z, self.logits[site], _PAIRS)
-            return self._pointwise(site, draws, "noised")[..., None]
-        parameters = self._head(site, noised)
+            draws = [z] if kind == "clean" else antithetic_draws(z, self.logits[site], _PAIRS)
+            return self._pointwise(site, draws, kind)[..., None]
+        parameters = self._head(site, kind)
         if self.question.classes:
             return self.readout.evidence(parameters, self.args)
         if self.index is None:
             return self.readout.kl(parameters)[..., None]
         return self.readout.evidence_for(parameters, self.index, self.args)[..., None]
 
-    def _head(self, site: Site, noised: bool) -> Tensor:
+    def _head(self, site: Site, kind: Locals) -> Tensor:
         """Parameters of q at every position, computed once."""
-        if (site, noised) not in self._parameters:
+        if (site, kind) not in self._parameters:
             z, networks = self.z[site], self.networks
-            self._parameters[site, noised] = (
-                networks.expected_head(site, z, self.logits[site]) if noised
-                else networks.head(site, z, "clean")
+            self._parameters[site, kind] = (
+                networks.head(site, z, kind) if kind == "clean"
+                else networks.expected_head(site, z, self.logits[site])
             )
-        return self._parameters[site, noised]
+        return self._parameters[site, kind]
 
     def _pointwise(self, site: Site, draws: Iterable[Tensor], kind: Locals) -> Tensor:
         """``(N, P)``: the critic's pointwise mutual information of features and y."""

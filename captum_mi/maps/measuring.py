@@ -57,6 +57,6 @@ def measure(
     if not all(map(all_finite, measured)):
         raise ValueError(
             "the prediction is not finite with a part of the input replaced by baselines; pass "
-            "baselines= that the model can take, or weighting='posterior'"
+            "baselines= that the model can take, or leave out refine_steps"
         )
     return measured

@@ -7,16 +7,14 @@ from numbers import Integral
 from typing import Literal
 
 from captum_mi.choices import check_choice
+from captum_mi.networks import Locals
 from captum_mi.probing.structure import Structure
 
-__all__ = ["Estimator", "Information", "Question", "Read", "Weighting"]
+__all__ = ["Estimator", "Information", "Question", "Weighting"]
 
 Information = Literal["sufficient", "general", "redundant"]
 Estimator = Literal["variational", "infomax"]
-Weighting = Literal["shares", "posterior", "none"]
-
-#: What is read off one kind of features: noised or clean ones.
-Read = Literal["sufficient", "general"]
+Weighting = Literal["posterior", "none"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,8 @@ class Question:
         information: what its positions tell.
         estimator: heads or critics.
         weighting: what evidence for a class is weighted with.
-        refine_steps: blocks and halves to remove for shares; else steps of alpha's refinement.
+        refine_steps: blocks and halves to remove, for what the decision loses at positions.
+        alpha_steps: steps of alpha's refinement.
         classes: whether evidence for all classes is asked for.
         joined: whether the layers are combined before evidence is weighted.
     """
@@ -36,19 +35,23 @@ class Question:
     estimator: Estimator
     weighting: Weighting = "none"
     refine_steps: int = 0
+    alpha_steps: int = 0
     classes: bool = False
     joined: bool = False
 
     def __post_init__(self) -> None:
         check_choice("information", self.information, Information)
         check_choice("estimator", self.estimator, Estimator)
-        if not isinstance(self.refine_steps, Integral) or self.refine_steps < 0:
-            raise ValueError(f"refine_steps must be an integer >= 0; got {self.refine_steps!r}")
+        check_choice("weighting", self.weighting, Weighting)
+        for name in ("refine_steps", "alpha_steps"):
+            steps = getattr(self, name)
+            if not isinstance(steps, Integral) or steps < 0:
+                raise ValueError(f"{name} must be an integer >= 0; got {steps!r}")
 
     @classmethod
     def of_class(
         cls, structure: Structure, target: bool, information: Information, estimator: Estimator,
-        weighting: Weighting | None, refine_steps: int, joined: bool,
+        weighting: Weighting | None, refine_steps: int, alpha_steps: int, joined: bool,
     ) -> Question:
         """Ask for maps of a class, or for the expectation over classes without a target.
 
@@ -57,44 +60,38 @@ class Question:
             target: whether there is a target.
             information: see :class:`Question`.
             estimator: see :class:`Question`.
-            weighting: ``None``: of evidence for a class shares where they are measured, else the
-                posterior; of anything else none.
+            weighting: ``None``: of evidence for a class the posterior, of anything else none.
             refine_steps: see :class:`Question`.
+            alpha_steps: see :class:`Question`.
             joined: see :class:`Question`.
 
         Raises:
-            ValueError: for an unknown choice, or a weighting that needs something else.
+            ValueError: for an unknown choice, or one that needs something else.
         """
-        plain = cls(information, estimator, refine_steps=refine_steps)
-        weights = target and estimator == "variational" and structure.position_axes > 0
-        shares = bool(refine_steps) and structure.has_shares
+        weighable = target and estimator == "variational" and structure.position_axes > 0
         if weighting is None:
-            weighting = "none" if not weights else "shares" if shares else "posterior"
-        check_choice("weighting", weighting, Weighting)
-        if weighting == "none":
-            return plain
-        if not weights:
+            weighting = "posterior" if weighable else "none"
+        question = cls(information, estimator, weighting, refine_steps, alpha_steps, joined=joined)
+        got = (f"got estimator={estimator!r}, {'a' if target else 'no'} target and "
+               f"{structure.position_axes} position axes")
+        if weighting != "none" and not weighable:
             raise ValueError(
                 f"weighting={weighting!r} needs the variational evidence for a class, at a layer "
-                f"with positions; got estimator={estimator!r}, {'a' if target else 'no'} target "
-                f"and {structure.position_axes} position axes"
+                f"with positions; {got}"
             )
-        if weighting == "shares" and not shares:
+        if refine_steps and not (weighting == "posterior" and structure.has_shares):
             raise ValueError(
-                "weighting='shares' needs a prediction of classes and forward passes to measure "
-                f"with, such as refine_steps=9; got refine_steps={refine_steps}"
-                f"{'' if structure.has_shares else ' and a prediction without classes'}"
+                "refine_steps measures what the prediction of a class loses at positions, for "
+                "the variational evidence and weighting='posterior'; "
+                f"{got}, weighting={weighting!r}"
+                f"{'' if structure.has_shares else ' and a prediction without classes'}. "
+                "alpha_steps refines any map"
             )
-        return cls(information, estimator, weighting, refine_steps, joined=joined)
+        return question
 
     @property
-    def reads(self) -> tuple[Read, ...]:
-        """What is read: redundant information is the difference of the other two."""
-        if self.information == "redundant":
-            return "general", "sufficient"
-        return (self.information,)
-
-    @property
-    def refines_alpha(self) -> bool:
-        """Whether alpha is refined for each example."""
-        return self.refine_steps > 0 and self.weighting != "shares"
+    def reads(self) -> tuple[Locals, ...]:
+        """Whose features are read: redundant information is the difference of the two."""
+        kinds: dict[Information, tuple[Locals, ...]] = {
+            "general": ("clean",), "sufficient": ("noised",), "redundant": ("clean", "noised")}
+        return kinds[self.information]

@@ -14,7 +14,7 @@ from captum_mi.grid import Place
 from captum_mi.maps.alpha_refinement import refine_alpha
 from captum_mi.maps.evidence import Evidence, Logits
 from captum_mi.maps.measuring import measure
-from captum_mi.maps.question import Question, Read
+from captum_mi.maps.question import Question
 from captum_mi.maps.readout import Readout
 from captum_mi.maps.shares import Decision
 from captum_mi.maps.weighting import Measured
@@ -23,6 +23,7 @@ from captum_mi.model.inputs import all_finite, check_finite
 from captum_mi.model.later import Later
 from captum_mi.model.modules import dtype_of
 from captum_mi.model.passes import Pass, Passes
+from captum_mi.networks import Locals
 from captum_mi.probing.sites import Site
 
 __all__ = ["Reader"]
@@ -60,14 +61,19 @@ class Reader:
 
     def _captured(self) -> dict[str, LayerOutput]:
         """Layers of the first pass, which runs to its end only if its output is read."""
-        if self.question.estimator == "infomax" or self.question.refine_steps:
+        if self.question.estimator == "infomax" or self._continues:
             return self.first.layers
         return self.passes.features(self.inputs, self.args)
+
+    @property
+    def _continues(self) -> bool:
+        """Whether further passes start where the first one met the noised layers."""
+        return bool(self.question.refine_steps or self.question.alpha_steps)
 
     @cached_property
     def first(self) -> Pass:
         """The first pass with its output."""
-        continued = self.networks.noised_sites if self.question.refine_steps else ()
+        continued = self.networks.noised_sites if self._continues else ()
         return self.passes.first(self.inputs, self.args, continued)
 
     @cached_property
@@ -79,7 +85,7 @@ class Reader:
     def _evidence_of(
         self, layers: dict[str, LayerOutput], index: Tensor | None, y: Tensor | None
     ) -> Evidence:
-        infer = self._refined if self.question.refines_alpha else self.networks.alpha_logits
+        infer = self._refined if self.question.alpha_steps else self.networks.alpha_logits
         return Evidence(self.networks, self.readout, self.question, layers, self.args, index,
                         self._places, infer, y)
 
@@ -101,37 +107,37 @@ class Reader:
         self.check()
         refined = refine_alpha(
             self.passes, self.networks, self.inputs, self.args, self.first, z, self.fit.beta2,
-            self.question.refine_steps,
+            self.question.alpha_steps,
         )
         return self.networks.spread(refined, z)
 
-    def read(self, information: Read, scale: float) -> list[Tensor]:
+    def read(self, kind: Locals, scale: float) -> list[Tensor]:
         """Maps ``(N, M, *positions)`` of each site, or of the layers joined.
 
         Args:
-            information: which of the two.
+            kind: whose features: clean or noised.
             scale: from nats to another unit.
         """
         # Copies, by the scale: what was recorded is written over by the next call.
-        return [one * scale for one in self._maps(information)]
+        return [one * scale for one in self._maps(kind)]
 
-    def _maps(self, information: Read) -> list[Tensor]:
+    def _maps(self, kind: Locals) -> list[Tensor]:
         """Maps; what our own networks make of the layers is recorded, if nothing else is asked."""
         layers = [x for x in self.layers.values() if isinstance(x, Tensor)]
         alone = self.question.estimator == "variational" and self.readout.downstream is None
-        if not alone or self.question.refine_steps or len(layers) < len(self.layers):
-            measured = self._measured if self.question.weighting == "shares" else None
-            return self.evidence.maps(information, measured)
+        if not alone or self._continues or len(layers) < len(self.layers):
+            measured = self._measured if self.question.refine_steps else None
+            return self.evidence.maps(kind, measured)
 
         def work(*tensors: Tensor) -> tuple[Tensor | None, ...]:
             layers, index = tensors[: len(self.layers)], tensors[len(self.layers) :]
             named: dict[str, LayerOutput] = dict(zip(self.layers, layers))
             return tuple(self._evidence_of(
-                named, index[0] if index else None, None).maps(information))
+                named, index[0] if index else None, None).maps(kind))
 
         given = layers if self.index is None else [*layers, self.index]
         sizes = tuple(x.shape for x in self.inputs)  # which say where positions lie
-        name = (self.question, information, sizes, *self.layers)
+        name = (self.question, kind, sizes, *self.layers)
         return cast(list[Tensor], list(self.fit.recorder(name, self.networks, work, *given)))
 
     @cached_property

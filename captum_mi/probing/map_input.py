@@ -114,6 +114,5 @@ def unmatched(ranks: Sequence[int], axes: int, map_input: int | None) -> ValueEr
     return ValueError(
         f"no input matches features of {axes} position axes; inputs have {list(ranks)} axes, the "
         "batch first. LayerInfoBottleneckAttribution gives the maps at the layer's own "
-        "resolution; with refine_steps pass weighting='posterior' there, since shares are "
-        "measured by removing blocks of an input"
+        "resolution, without refine_steps, which removes parts of an input"
     )
