@@ -172,7 +172,7 @@ def write(
         f"{options.largest_box:g} of the image, from {options.explained} episodes; mean ± "
         f"standard error; ours - other is paired. Evidence inside the box, in nats: own way "
         f"{mean_and_error(inside[:, 0])}, other ways {mean_and_error(inside[:, 1])}, paired "
-        f"difference {difference}. Fit: {len(attr.history)} episodes in "
+        f"difference {difference}. Fit: {len(attr.history)} steps in "
         f"{attr.history.seconds:.0f} s.\n\n"
         + provenance(encoder=options.encoder, layers="+".join(attr.layers), seed=options.seed,
                      wall_time=elapsed())

@@ -63,7 +63,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--queries", type=int, default=12, help="queries of each class")
     parser.add_argument("--episodes", type=int, default=600,
                         help="that the accuracy is measured on")
-    parser.add_argument("--steps", type=int, default=700, help="of the fit, an episode each")
+    parser.add_argument("--steps", type=int, default=700, help="of the fit, on a quarter as many episodes")
     parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="where everything runs")

@@ -143,7 +143,7 @@ def quadrant(scenes: Scenes) -> Tensor:
 def analysed(
     name: str, model: nn.Module, train: Tensor, options: argparse.Namespace
 ) -> InfoBottleneckAttribution:
-    """One fit, whose heads read clean and noised features alike: one yardstick for all three.
+    """One fit. Clean and noised features have heads of one kind, trained on the same examples.
 
     y is what ``fc`` returns: class probabilities of a classifier, an embedding otherwise.
     """
