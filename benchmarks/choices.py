@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from evaluation import (
     DEVICE,
+    LEADING,
     TILE,
     Evaluation,
     Heat,
@@ -34,7 +35,6 @@ from torch import Tensor, nn
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import DigitResNet, Scenes
 
-METRICS = ("degradation", "EHR", "box", "pointing", "GridPG")
 DEFAULT = "default: layer2+3, layer4 read"
 
 
@@ -154,7 +154,7 @@ def main() -> None:
         model, evaluation_set(model, photos, options.n),
         mosaics(model, photos, options.mosaics, options.confidence, options.seed), 1, options.seed,
     )
-    metrics = [metric for metric in METRICS if metric in evaluation.possible()]
+    metrics = evaluation.possible(LEADING)
     attr = fitted(model, train, Choice(), options)
     kappa = attr.history.kappa
     assert kappa is not None
@@ -216,7 +216,7 @@ def measured(
 
     photos, grids = evaluation.photos, evaluation.grids
     heat = Heat(explain(photos.images, photos.labels), explain(grids.images, grids.targets))
-    metrics = [metric for metric in METRICS if metric in evaluation.possible()]
+    metrics = evaluation.possible(LEADING)
     return [evaluation.measure(metric, heat) for metric in metrics]
 
 

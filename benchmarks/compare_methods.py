@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -45,6 +46,9 @@ from tqdm import tqdm
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.probing.stages import stage_layers
 from captum_mi.visualize import panel
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from fits import read_or_made
 
 OURS = "captum_mi"
 Registry = dict[str, Method | list[Method]]
@@ -153,17 +157,16 @@ def fitted(
     settings = [*(options.layers or ["default"]), f"{options.steps}x{options.batch}",
                 f"of-{options.train}", f"seed-{seed}"]
     path = options.fits and options.fits / f"{'-'.join(settings)}.safetensors"
-    if path and path.exists():
-        return InfoBottleneckAttribution.load(path, model)
-    loader = DataLoader(
-        TensorDataset(train.images, train.labels), options.batch, shuffle=True, drop_last=True
-    )
-    attr = InfoBottleneckAttribution(model, options.layers)
-    attr.fit(loader, steps=options.steps, seed=seed, amp=options.amp or None)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attr.save(path)
-    return attr
+
+    def made() -> InfoBottleneckAttribution:
+        loader = DataLoader(
+            TensorDataset(train.images, train.labels), options.batch, shuffle=True, drop_last=True
+        )
+        attr = InfoBottleneckAttribution(model, options.layers)
+        attr.fit(loader, steps=options.steps, seed=seed, amp=options.amp or None)
+        return attr
+
+    return read_or_made(path, model, made)
 
 
 def ours(fits: Fits, options: argparse.Namespace) -> Registry:

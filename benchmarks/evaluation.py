@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,12 +130,12 @@ class Evaluation:
         result: Tensor = METRICS[metric](self, heat)
         return result.float().cpu()
 
-    def possible(self) -> list[str]:
-        """The metrics that these images allow."""
+    def possible(self, of: Iterable[str] | None = None) -> list[str]:
+        """Which of some metrics, by default all, these images allow."""
         lacking = set() if self.photos.boxes is not None else {"EHR", "box", "pointing"}
         if not len(self.grids.images):
             lacking.add("GridPG")
-        return [name for name in METRICS if name not in lacking]
+        return [name for name in of or METRICS if name not in lacking]
 
     def probability(self, images: Tensor, target: Tensor) -> Tensor:
         """Softmax probability of the target."""
@@ -220,6 +220,9 @@ METRICS: dict[str, Callable[[Evaluation, Heat], Tensor]] = {
     "sensitivity-n": Evaluation.sensitivity,
     "infidelity": Evaluation.infidelity,
 }
+
+#: Those that a method is chosen by.
+LEADING = tuple(METRICS)[:5]
 
 
 def seconds_per_image(call: Callable[..., object], *batch: Tensor) -> float:

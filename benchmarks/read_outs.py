@@ -19,7 +19,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from compare_methods import fitted
-from evaluation import DEVICE, Evaluation, Heat, evaluation_set, mosaics, without_tf32
+from evaluation import (
+    DEVICE,
+    LEADING,
+    Evaluation,
+    Heat,
+    evaluation_set,
+    mosaics,
+    without_tf32,
+)
 from peers.captum_methods import occlusion
 from peers.method import per_channel
 from photographs import load, load_model
@@ -42,7 +50,6 @@ from captum_mi.model.hooks import LayerOutput, capture_only
 
 _AGAINST = 0.5  # weight of what speaks against a class, to 1 of what speaks for it
 POWERS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-METRICS = ("degradation", "EHR", "box", "pointing", "GridPG")
 
 
 class Parts:
@@ -235,7 +242,7 @@ def main() -> None:
     )
     train = load(options.data, "train", options.train, options.seed, view).to(DEVICE)
     attr = fitted(model, train, options, options.seed)
-    metrics = [metric for metric in METRICS if metric in evaluation.possible()]
+    metrics = evaluation.possible(LEADING)
     photos, grids = evaluation.photos, evaluation.grids
     parts = parts_of(attr, photos.images, photos.labels)
     of_grids = parts_of(attr, grids.images, grids.targets)

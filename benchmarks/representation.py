@@ -28,6 +28,7 @@ from captum_mi import Batch, InfoBottleneckAttribution, LayerInfoBottleneckAttri
 from captum_mi.datasets import DigitResNet, make_scenes
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from fits import read_or_made
 from representation_analysis import quadrant
 
 FACTORS = {"digit": 10, "quadrant": 4}
@@ -69,14 +70,13 @@ def fitted(
     model: nn.Module, train: Tensor, options: argparse.Namespace
 ) -> InfoBottleneckAttribution:
     """A fit with an inferred alpha, loaded if it was saved."""
-    if options.fit and options.fit.exists():
-        return InfoBottleneckAttribution.load(options.fit, model)
-    attr = InfoBottleneckAttribution(model)
-    attr.fit(list(train.split(64)), options.steps, seed=options.seed)
-    if options.fit:
-        options.fit.parent.mkdir(parents=True, exist_ok=True)
-        attr.save(options.fit)
-    return attr
+
+    def made() -> InfoBottleneckAttribution:
+        attr = InfoBottleneckAttribution(model)
+        attr.fit(list(train.split(64)), options.steps, seed=options.seed)
+        return attr
+
+    return read_or_made(options.fit, model, made)
 
 
 def origin(attr: InfoBottleneckAttribution, options: argparse.Namespace) -> str:

@@ -11,6 +11,7 @@ scenes, fitted anew on every randomised network; the mask of one image is laid o
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.datasets import DigitResNet
 from captum_mi.metrics import cascading_randomization, mask_leak
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from fits import read_or_made
 
 CASCADE = ["fc", "layer4", "layer3", "layer2", "layer1", "conv1"]
 
@@ -121,13 +125,7 @@ def fitted(
     """A fit, loaded if one of these settings was saved."""
     settings = f"{options.steps}-of-{options.train}-seed-{options.seed}"
     path = options.fits and options.fits / f"{settings}.safetensors"
-    if path and path.exists():
-        return InfoBottleneckAttribution.load(path, model)
-    attr = fit(model, loader, options)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attr.save(path)
-    return attr
+    return read_or_made(path, model, lambda: fit(model, loader, options))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torchvision
+from fits import read_or_made
 from networks import classes_of, torchvision_weights
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -168,19 +169,18 @@ def fitted(
     model: nn.Module, folder: Folder, options: argparse.Namespace, world: int
 ) -> InfoBottleneckAttribution:
     """A fit, loaded if it was saved; each process sees its share of the folder."""
-    if options.fit and options.fit.exists():
-        return InfoBottleneckAttribution.load(options.fit, model)
-    sampler = DistributedSampler(folder, seed=options.seed) if world > 1 else None
-    loader = DataLoader(
-        folder, max(1, options.batch // world), sampler=sampler, shuffle=sampler is None,
-        num_workers=2,
-    )
-    attr = InfoBottleneckAttribution(model)
-    attr.fit(loader, options.steps, seed=options.seed, prepare_batch=lambda item: item[0])
-    if options.fit and int(os.environ.get("RANK", 0)) == 0:
-        options.fit.parent.mkdir(parents=True, exist_ok=True)
-        attr.save(options.fit)
-    return attr
+
+    def made() -> InfoBottleneckAttribution:
+        sampler = DistributedSampler(folder, seed=options.seed) if world > 1 else None
+        loader = DataLoader(
+            folder, max(1, options.batch // world), sampler=sampler, shuffle=sampler is None,
+            num_workers=2,
+        )
+        attr = InfoBottleneckAttribution(model)
+        attr.fit(loader, options.steps, seed=options.seed, prepare_batch=lambda item: item[0])
+        return attr
+
+    return read_or_made(options.fit, model, made, writes=int(os.environ.get("RANK", 0)) == 0)
 
 
 def described(

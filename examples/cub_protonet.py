@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchvision
+from fits import read_or_made
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -63,7 +64,8 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--queries", type=int, default=12, help="queries of each class")
     parser.add_argument("--episodes", type=int, default=600,
                         help="that the accuracy is measured on")
-    parser.add_argument("--steps", type=int, default=700, help="of the fit, on a quarter as many episodes")
+    parser.add_argument("--steps", type=int, default=700,
+                        help="of the fit, on a quarter as many episodes")
     parser.add_argument("--fit", type=Path, help="load this fit, or save to it if it is missing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="where everything runs")
@@ -202,19 +204,18 @@ def fitted(
 
     The global representation is the encoder's last layer, the downstream network the distances.
     """
-    if options.fit and options.fit.exists():
-        return InfoBottleneckAttribution.load(options.fit, network, network.classify)
-    sampler = EpisodeSampler(base.labels, options.ways, options.shots, options.queries,
-                             max(1, options.steps // 4), options.seed)
-    attr = InfoBottleneckAttribution(
-        network, options.layers, global_layer="encoder.fc", downstream=network.classify,
-        marginal="uniform",
-    )
-    attr.fit(EpisodeLoader(network, base, sampler), steps=options.steps, seed=options.seed)
-    if options.fit:
-        options.fit.parent.mkdir(parents=True, exist_ok=True)
-        attr.save(options.fit)
-    return attr
+
+    def made() -> InfoBottleneckAttribution:
+        sampler = EpisodeSampler(base.labels, options.ways, options.shots, options.queries,
+                                 max(1, options.steps // 4), options.seed)
+        attr = InfoBottleneckAttribution(
+            network, options.layers, global_layer="encoder.fc", downstream=network.classify,
+            marginal="uniform",
+        )
+        attr.fit(EpisodeLoader(network, base, sampler), steps=options.steps, seed=options.seed)
+        return attr
+
+    return read_or_made(options.fit, network, made, network.classify)
 
 
 def pictures(

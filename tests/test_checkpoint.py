@@ -19,7 +19,8 @@ def path(tmp_path, fitted):
     return target
 
 
-@pytest.mark.parametrize("options", [{}, {"estimator": "infomax"}, {"refine_steps": 2}, {"alpha_steps": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"estimator": "infomax"}, {"refine_steps": 2}, {"alpha_steps": 2}])
 def test_round_trip(path, fitted, net, images, options):
     loaded = InfoBottleneckAttribution.load(path, copy.deepcopy(net))
     expected = fitted.attribute(images, 1, **options)

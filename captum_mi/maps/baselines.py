@@ -16,7 +16,7 @@ __all__ = ["tensors_of"]
 def tensors_of(
     baselines: Any, inputs: tuple[Tensor, ...], question: Question
 ) -> tuple[Tensor, ...]:
-    """Baselines in any of Captum's forms as tensors of the inputs' shapes; none if nothing is replaced.
+    """Baselines in any of Captum's forms as tensors of the inputs' shapes, if they are needed.
 
     Raises:
         ValueError: for baselines where nothing is replaced, or that the inputs cannot hold.
