@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,8 +41,7 @@ from captum_mi.model.hooks import OnRepeat
 from captum_mi.model.inputs import check_inputs, check_types
 from captum_mi.model.modules import device_of, dtype_of
 from captum_mi.model.passes import Passes
-from captum_mi.model.precision import full_precision
-from captum_mi.model.preserve import evaluation_mode, isolated_randomness
+from captum_mi.model.preserve import left_as_found
 from captum_mi.model.weights import WeightWatch, check_shapes, fingerprint, shapes
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind, PredictionKind
@@ -372,16 +371,8 @@ class BottleneckAttribution(InternalAttribution):
     def _reading_passes(self) -> Passes:
         return self._fitted().passes(self.model, self.downstream)
 
-    @contextmanager
-    def _reading(self, seed: int | None = None) -> Iterator[None]:
-        """Without gradients, in eval mode, in full precision; all left as found."""
-        downstream = self.downstream
-        with (
-            torch.inference_mode(False), torch.no_grad(), isolated_randomness(seed),
-            evaluation_mode(self.model), full_precision(self.model),
-            evaluation_mode(downstream) if isinstance(downstream, nn.Module) else nullcontext(),
-        ):
-            yield
+    def _reading(self, seed: int | None = None) -> AbstractContextManager[None]:
+        return left_as_found(self.model, self.downstream, gradients=False, seed=seed)
 
     # ------------------------------------------------------------------ maps
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_mi import InfoBottleneckAttribution
 from captum_mi.fitting.example_keys import example_keys
-from captum_mi.fitting.remember import _keys, _of_rows
+from captum_mi.fitting.first_passes import _keys, _of_rows
 from captum_mi.model.batches import Batch
 from captum_mi.model.replay import Replay
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_mi import ranks
 from captum_mi.bottleneck import inject_noise
-from captum_mi.fitting.remember import FirstPasses
+from captum_mi.fitting.first_passes import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.fitting.survey import Survey, Walk
 from captum_mi.grid import locals_of
@@ -22,7 +22,7 @@ __all__ = ["even_rows", "fill_bank"]
 
 @torch.no_grad()
 def fill_bank(
-    firsts: FirstPasses, networks: Networks, walk: Walk, found: Survey, settings: Settings
+    firsts: FirstPasses, networks: Networks, walk: Walk, surveyed: Survey, settings: Settings
 ) -> None:
     """Last walk: fill the reference banks with locals drawn evenly over the examples."""
     sites = networks.sites if networks.has_critics else ()
@@ -30,14 +30,14 @@ def fill_bank(
         return
     kept: dict[Site, dict[Locals, list[Tensor]]] = {
         site: {kind: [] for kind in LOCALS} for site in sites}
-    seen = found.first
+    seen = surveyed.first
     shown = bar(walk(), "fit 3/3: bank", "batch", settings.progress, firsts.batches, stays=False)
     for batch in shown:
         z = networks.standardise(firsts.layers(batch))
         logits = networks.alpha_logits(z)
         n = len(batch.inputs[0])
         for site in sites:
-            rows = even_rows(z[site], seen, found.examples, len(networks.bank(site)))
+            rows = even_rows(z[site], seen, surveyed.examples, len(networks.bank(site)))
             features: dict[Locals, Tensor] = {
                 "clean": z[site],
                 "noised": inject_noise(z[site], logits[site], torch.randn_like(z[site])),

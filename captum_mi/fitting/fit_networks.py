@@ -7,24 +7,23 @@ with the networks that it was trained with, and all is fitted to what it has bec
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from captum_mi import ranks
 from captum_mi.fitting.filling import fill_bank
+from captum_mi.fitting.first_passes import FirstPasses
 from captum_mi.fitting.fit import Fit, networks_for
-from captum_mi.fitting.remember import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.fitting.survey import survey
 from captum_mi.fitting.training import train
 from captum_mi.model.batches import Batch, Data, explained_calls
 from captum_mi.model.graphs import Recorder
 from captum_mi.model.modules import device_of
-from captum_mi.model.precision import chosen_amp, full_precision
-from captum_mi.model.preserve import evaluation_mode, isolated_randomness
+from captum_mi.model.precision import chosen_amp
+from captum_mi.model.preserve import left_as_found
 from captum_mi.model.weights import WeightWatch
 from captum_mi.networks import Networks
 from captum_mi.probing.design import Design
@@ -72,7 +71,7 @@ def fit_networks(
     trained, amp = model if base is None else base, chosen_amp(model, settings.amp)
     with (
         data.walks(device_of(model)) as walk,
-        _left_as_found(model, (base, downstream), settings.seed),
+        left_as_found(model, base, downstream, gradients=True, seed=settings.seed),
     ):
         first = next(walk())
         if design.map_input is not None:
@@ -106,20 +105,6 @@ def fit_networks(
         fill_bank(firsts, networks, walk, surveyed, settings)
     networks.requires_grad_(False)
     return Fit(structure, networks, history, WeightWatch(trained), base)
-
-
-@contextmanager
-def _left_as_found(model: nn.Module, others: Sequence[object], seed: int) -> Iterator[None]:
-    """Gradients, eval mode, full precision and seeded randomness inside; as it was outside."""
-    with ExitStack() as stack:
-        stack.enter_context(isolated_randomness(seed))
-        for module in (model, *others):
-            if isinstance(module, nn.Module):
-                stack.enter_context(evaluation_mode(module))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(full_precision(model))
-        yield
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_mi import ranks
 from captum_mi.fitting.example_keys import example_bits
-from captum_mi.fitting.remember import FirstPasses
+from captum_mi.fitting.first_passes import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.model.batches import Batch
 from captum_mi.model.inputs import all_finite, check_inputs

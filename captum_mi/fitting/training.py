@@ -13,9 +13,9 @@ from torch import Tensor
 from captum_mi import ranks
 from captum_mi.bottleneck import inject_noise
 from captum_mi.bounds import info_nce
+from captum_mi.fitting.first_passes import FirstPasses
 from captum_mi.fitting.history import History
 from captum_mi.fitting.multiplier import Multiplier
-from captum_mi.fitting.remember import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.fitting.survey import Survey, Walk, held_out_of
 from captum_mi.grid import locals_of
@@ -59,18 +59,18 @@ class Trainer:
         self,
         firsts: FirstPasses,
         networks: Networks,
-        found: Survey,
+        surveyed: Survey,
         settings: Settings,
         teacher: Passes | None,
         recorder: Recorder | None,
     ) -> None:
-        self.firsts, self.networks, self.found = firsts, networks, found
+        self.firsts, self.networks, self.surveyed = firsts, networks, surveyed
         self.settings, self.teacher, self.recorder = settings, teacher, recorder
         base = list(firsts.passes.model.parameters()) if teacher is not None else []
         self.base = [p for p in base if p.is_floating_point()]
         self.encoder = list(networks.inference.parameters()) + self.base
         self.beta2 = Multiplier(
-            settings.beta2, settings.kappa, found.uninformed if self.encoder else None)
+            settings.beta2, settings.kappa, surveyed.uninformed if self.encoder else None)
         self.heads = [*networks.clean_heads.parameters(), *networks.noised_heads.parameters()]
         critics = [*networks.clean_critics.parameters(), *networks.noised_critics.parameters()]
         self.critics = critics if settings.beta1 else []
@@ -139,7 +139,7 @@ class Trainer:
         }
         task = self._task_loss(batch, first, networks.injections(logits, noise))
         self._check_gradient(task, logits)
-        held_out = held_out_of(batch) & self.found.holds_out
+        held_out = held_out_of(batch) & self.surveyed.holds_out
         heads = self._heads(z, noised, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
@@ -153,9 +153,12 @@ class Trainer:
             objective = objective - ranks.world() * self.settings.beta1 * nce
         gradients = self._gradients(objective, heads.loss, self.settings.beta1 * nce_loss)
         info_nce, head, marginal = _averaged(1.0, nce, heads.held_out, heads.marginal)
-        terms = torch.stack(  # as in _TERMS
-            [distortion, information, capacity, alpha, info_nce, head, marginal, beta2])
-        return terms, *gradients
+        terms = {
+            "distortion": distortion, "information": information, "capacity": capacity,
+            "alpha": alpha, "info_nce": info_nce, "head": head, "marginal": marginal,
+            "beta2": beta2,
+        }
+        return torch.stack([terms[name] for name in _TERMS]), *gradients
 
     def _task_loss(
         self, batch: Batch, first: Pass, noised: dict[Site, Callable[[Tensor], Tensor]]
@@ -163,7 +166,7 @@ class Trainer:
         """Distortion of the second pass, whose features are the running ones, noised."""
         args = batch.additional_forward_args
         second = self.firsts.passes.second(batch.inputs, args, noised, first.before)
-        output = self.found.task_output
+        output = self.surveyed.task_output
         if self.settings.task == "labels":
             assert batch.labels is not None
             clean = output.label_loss(first.prediction.detach(), batch.labels)
@@ -295,7 +298,7 @@ def train(
     firsts: FirstPasses,
     networks: Networks,
     walk: Walk,
-    found: Survey,
+    surveyed: Survey,
     settings: Settings,
     teacher: Passes | None = None,
     recorder: Recorder | None = None,
@@ -306,7 +309,7 @@ def train(
         firsts: first passes of the model; its parameters are trained too if there is a teacher.
         networks: what is trained.
         walk: starts a walk over the data.
-        found: the survey.
+        surveyed: the survey.
         settings: how to train.
         teacher: passes of the original model, when a copy is fine-tuned.
         recorder: records steps, where they can be.
@@ -317,7 +320,7 @@ def train(
     Raises:
         FloatingPointError: if a term of the objective is not finite.
     """
-    trainer = Trainer(firsts, networks, found, settings, teacher, recorder)
+    trainer = Trainer(firsts, networks, surveyed, settings, teacher, recorder)
     history = History(kappa=trainer.beta2.kappa)
     start = time.perf_counter()
     data = _endless(walk)
@@ -339,16 +342,16 @@ def train(
 
 def _warn_of(trainer: Trainer, history: History) -> None:
     """What a fit did not reach."""
-    found = trainer.found
+    surveyed = trainer.surveyed
     if trainer.critics and not any(history.info_nce):
         warn(
             "the critics were not trained: batches of one example have no negatives. Fit with "
             "larger batches for estimator='infomax', or pass beta1=0"
         )
-    if not found.holds_out:
+    if not surveyed.holds_out:
         warn(
-            f"no examples were held out from the heads, of {found.examples} (about one in eight "
-            "different ones would be): nothing tells whether the heads know more than the "
+            f"no examples were held out from the heads, of {surveyed.examples} (about one in "
+            "eight different ones would be): nothing tells whether the heads know more than the "
             "marginal does, and history.head is NaN. Fit on more data"
         )
     head, marginal = history.recent("head"), history.recent("marginal")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_mi.metrics.removal import check_finite
+from captum_mi.metrics.removal import check_maps
 
 __all__ = ["effective_heat_ratio", "grid_pointing", "inside_box", "pointing"]
 
@@ -22,7 +22,7 @@ def _check(maps: Tensor, masks: Tensor) -> None:
             f"{tuple(maps.shape)} and {masks.dtype} masks {tuple(masks.shape)}. Sum an "
             "attribution over its channels first"
         )
-    check_finite(maps)
+    check_maps(maps)
     empty = (~masks.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"masks {empty} are empty; expected at least one pixel of object in each")
@@ -128,7 +128,7 @@ def grid_pointing(maps: Tensor, cells: Tensor | Sequence[int]) -> Tensor:
     if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) <= 3:
         raise ValueError(
             f"cells are 0, 1, 2 or 3; got {int(cells.min())} to {int(cells.max())}")
-    check_finite(maps)
+    check_maps(maps)
     n, h, w = maps.shape
     heat = maps.double().clamp_min(0).reshape(n, 2, h // 2, 2, w // 2).sum((2, 4)).flatten(1)
     heat = torch.where(heat.sum(1, keepdim=True) > 0, heat, torch.ones_like(heat))

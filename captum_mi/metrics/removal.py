@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Score", "check_finite", "scores_without", "tile_heat"]
+__all__ = ["Score", "check_maps", "scores_without", "tile_heat"]
 
 #: ``(images, target) -> (N,)``, for example the softmax probability of the target.
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
-def check_finite(maps: Tensor) -> None:
+def check_maps(maps: Tensor) -> None:
     """Raise ``ValueError`` for maps with NaN or Inf, which cannot be ranked."""
     bad = (~maps.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
@@ -34,7 +34,7 @@ def tile_heat(images: Tensor, maps: Tensor, tile: int) -> Tensor:
             f"expected maps {(n, h, w)} for images {tuple(images.shape)}, and a tile that "
             f"divides height and width; got maps {tuple(maps.shape)}, tile {tile}"
         )
-    check_finite(maps)
+    check_maps(maps)
     return F.avg_pool2d(maps[:, None].float(), tile).flatten(1)
 
 

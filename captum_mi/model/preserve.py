@@ -5,19 +5,42 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
 from captum_mi.model.modules import modules_of
+from captum_mi.model.precision import full_precision
 
-__all__ = ["evaluation_mode", "isolated_randomness"]
-
+__all__ = ["evaluation_mode", "isolated_randomness", "left_as_found"]
 
 _changed = threading.Condition()
 _inside: list[tuple[int, list[nn.Module]]] = []  # threads, and the modules they are inside with
+
+
+@contextmanager
+def left_as_found(
+    model: nn.Module, *others: object, gradients: bool, seed: int | None = None
+) -> Iterator[None]:
+    """Eval mode, full precision and randomness of its own inside; all as it was outside.
+
+    Args:
+        model: the model.
+        others: what runs beside it; modules are put into eval mode too.
+        gradients: whether there are any inside.
+        seed: of the randomness.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        stack.enter_context(isolated_randomness(seed))
+        for module in (model, *others):
+            if isinstance(module, nn.Module):
+                stack.enter_context(evaluation_mode(module))
+        stack.enter_context(full_precision(model))
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ __all__ = ["WeightWatch", "check_shapes", "fingerprint", "shapes"]
 _SAMPLES = 16
 
 
-class _Place(NamedTuple):
+class _Sample(NamedTuple):
     """Where some elements of a tensor are: which one, and size, stride and offset of a view."""
 
     tensor: int
@@ -84,7 +84,7 @@ class WeightWatch:
         self.model = model
         self.expected = fingerprint(model) if expected is None else expected
         self._glance: tuple[list[int], list[int], list[Tensor]] | None = None
-        self._places: list[list[_Place]] = []
+        self._samples: list[list[_Sample]] = []
         self._unchanged = True
 
     @torch.no_grad()
@@ -100,11 +100,11 @@ class WeightWatch:
         before = self._glance
         moved = before is None or addresses != before[0]
         if moved:
-            self._places = _places(tensors)
+            self._samples = _samples_of(tensors)
         sampled = [
             torch.cat([tensors[i].as_strided(size, stride, offset)
-                       for i, size, stride, offset in places]).view(torch.uint8)
-            for places in self._places
+                       for i, size, stride, offset in samples]).view(torch.uint8)
+            for samples in self._samples
         ]
         differs: list[Later] = []
         if before is not None and not moved:
@@ -123,17 +123,17 @@ class WeightWatch:
         return WeightWatch, (self.model, self.expected)
 
 
-def _places(tensors: Sequence[Tensor]) -> list[list[_Place]]:
+def _samples_of(tensors: Sequence[Tensor]) -> list[list[_Sample]]:
     """Some elements of each tensor, evenly spaced in memory, by type and device."""
-    groups: dict[tuple[torch.device, torch.dtype], list[_Place]] = {}
+    groups: dict[tuple[torch.device, torch.dtype], list[_Sample]] = {}
     for i, tensor in enumerate(tensors):
         stored = _as_stored(tensor)
         if stored.data_ptr() != tensor.data_ptr():  # a copy, of a tensor with gaps or repetitions
             stored = (tensor[(0,) * tensor.dim()][None] if tensor.numel()
                       else tensor.flatten()[:0])
         some = stored[:: max(1, stored.numel() // _SAMPLES)]
-        place = _Place(i, tuple(some.shape), some.stride(), int(some.storage_offset()))
-        groups.setdefault((tensor.device, tensor.dtype), []).append(place)
+        sample = _Sample(i, tuple(some.shape), some.stride(), int(some.storage_offset()))
+        groups.setdefault((tensor.device, tensor.dtype), []).append(sample)
     return list(groups.values())
 
 
