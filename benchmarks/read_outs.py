@@ -83,10 +83,12 @@ class Parts:
             self.general.append(grid(output.evidence_for(clean, index), site))
             self.clean_odds.append(grid(output.log_odds_ratio(clean, index), site))
             if site in networks.sites:
-                q = networks.expected_head(site, z[site], logits[site])
-                self.sufficient.append(grid(output.evidence_for(q, index), site))
-                self.odds.append(grid(output.log_odds_ratio(q, index), site))
-                self.expected.append(grid(output.kl(q), site))
+                one, other = networks.head_pair(site, z[site], logits[site])
+                evidence = output.evidence_for(one, index) + output.evidence_for(other, index)
+                self.sufficient.append(grid(evidence / 2, site))
+                odds = output.log_odds_ratio((one + other) / 2, index)
+                self.odds.append(grid(odds, site))
+                self.expected.append(grid((output.kl(one) + output.kl(other)) / 2, site))
         self.alpha_logit = networks.alpha_map(z)
         self.places = {tuple(z[site].shape[2:]): [one.place for one in lattices]
                        for site, lattices in networks.lattices.items() if site in z}

@@ -1,9 +1,9 @@
-"""Heads: posteriors of y that a position's features tell, and their mean over the noise."""
+"""Heads: posteriors of y that a position's features tell, and what noise makes of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,37 +23,68 @@ class Head(nn.Sequential):
         size: number of parameters.
     """
 
+    noise: Tensor
+
     def __init__(self, channels: int, hidden: Sequence[int], size: int) -> None:
         super().__init__(*mlp(channels, hidden, size))
         nn.init.zeros_(self[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self[-1].bias)  # type: ignore[arg-type]
+        self.register_buffer("noise", torch.zeros(channels))
 
-    def expected(self, mean: Tensor, std: Tensor) -> Tensor:
-        """Mean parameters over ``mean + std * eps``, eps standard normal.
+    @torch.no_grad()
+    def choose_noise(self, metric: Callable[[Tensor], Tensor]) -> None:
+        """Choose the noise of :meth:`pair`, a typical draw: one standard deviation in every
+        channel, and along every axis by which channels would move the parameters, were all
+        layers linear.
 
-        Exact for at most one hidden layer; further ones are evaluated at the mean of the first.
+        Args:
+            metric: from changes of the parameters ``(size, n)`` to rows of which the squares are
+                to be told apart.
+        """
+        first, *others = [layer.weight for layer in self if isinstance(layer, nn.Linear)]
+        moved = torch.eye(len(first), device=first.device, dtype=first.dtype)
+        for weight in others:
+            moved = weight @ moved
+        rows = torch.linalg.qr(metric(moved).cpu().double(), mode="r").R @ first.cpu().double()
+        axes = torch.linalg.svd(rows, full_matrices=False).Vh
+        generator = torch.Generator().manual_seed(0)
+        signs = 1.0 - 2.0 * torch.randint(2, self.noise.shape, generator=generator).double()
+        self.noise.copy_(signs + (1.0 - axes @ signs) @ axes)
+
+    def pair(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters of two typical draws of ``mean + std * eps``, whose noise is opposite.
+
+        Their mean is that over all of a standard normal eps, in closed form: exactly for at most
+        one hidden layer. Two such sigma points (Julier and Uhlmann, 1997,
+        https://doi.org/10.1117/12.280797) also have nearly the variance of all, so that means of
+        functions of the parameters are close to those over the noise.
 
         Args:
             mean: ``(..., C)``.
             std: ``(..., 1)``.
 
         Returns:
-            Tensor ``(..., size)``.
+            Two tensors ``(..., size)``.
 
         Example::
 
             >>> head = Head(2, (8,), 3)
             >>> x = torch.randn(4, 5, 2)
-            >>> torch.equal(head.expected(x, torch.zeros(4, 5, 1)), head(x))
+            >>> one, other = head.pair(x, torch.zeros(4, 5, 1))
+            >>> torch.equal(one, head(x)) and torch.equal(other, head(x))
             True
         """
         first, *rest = self
         out: Tensor = first(mean)
+        step: Tensor = std * F.linear(self.noise, first.weight)  # type: ignore[arg-type]
         if rest:
-            out = _expected_gelu(out, std.square() * first.weight.square().sum(1))  # type: ignore[operator]
+            variance = std.square() * first.weight.square().sum(1)  # type: ignore[operator]
+            step = (F.gelu(out + step) - F.gelu(out - step)) / 2
+            out = _expected_gelu(out, variance)
+        one, other = out + step, out - step
         for layer in rest[1:]:
-            out = layer(out)
-        return out
+            one, other = layer(one), layer(other)
+        return one, other
 
 
 def _expected_gelu(mean: Tensor, variance: Tensor) -> Tensor:
@@ -61,5 +92,5 @@ def _expected_gelu(mean: Tensor, variance: Tensor) -> Tensor:
     :math:`\mu\,\Phi(\mu/s) + \sigma^2 \varphi(\mu/s) / s`."""
     scale = (1 + variance).sqrt()
     at = mean / scale
-    density = torch.exp(-0.5 * at.square()) / math.sqrt(2 * math.pi)
-    return scale * F.gelu(at) + variance / scale * density
+    density = (at * at).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
+    return F.gelu(at).mul_(scale).add_(density.mul_(scale - 1 / scale))

@@ -186,11 +186,16 @@ class Networks(nn.Module):
         out: Tensor = heads[(self.sites + self.head_sites).index(site)](locals_of(z))
         return out
 
-    def expected_head(self, site: Site, z: Tensor, alpha_logit: Tensor) -> Tensor:
-        """Parameters ``(N, P, head_size)`` of ``q(y | x')``, in the mean over the noise."""
+    def choose_noise(self) -> None:
+        """Choose the noise that readings of ``q(y | x')`` are means over, of trained heads."""
+        for head in self.noised_heads:
+            head.choose_noise(self.output.metric)  # type: ignore[operator]
+
+    def head_pair(self, site: Site, z: Tensor, alpha_logit: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters ``(N, P, head_size)`` of ``q(y | x')``, for a typical pair of draws."""
         head: Head = self.noised_heads[self.sites.index(site)]  # type: ignore[assignment]
         mean, std = mean_signal(z, alpha_logit), torch.sigmoid(alpha_logit)
-        return head.expected(locals_of(mean), locals_of(std))
+        return head.pair(locals_of(mean), locals_of(std))
 
     def critic(self, site: Site, kind: Locals) -> Critic:
         """The InfoMax critic of a site's features of a kind."""

@@ -7,6 +7,7 @@ from captum_mi import LayerInfoBottleneckAttribution
 from captum_mi.bottleneck import inject_noise
 from captum_mi.heads import Head
 from captum_mi.model.hooks import capture_only
+from captum_mi.outputs import make_output
 
 
 def head_of(hidden):
@@ -17,28 +18,48 @@ def head_of(hidden):
     return head.requires_grad_(False)
 
 
+def chosen(hidden):
+    head = head_of(hidden)
+    head.choose_noise(lambda changes: changes)
+    return head
+
+
 @pytest.mark.parametrize("hidden", [(), (16,), (16, 8)])
-def test_without_noise_the_expectation_is_the_head(hidden):
-    head, x = head_of(hidden), torch.randn(5, 7, 4)
-    torch.testing.assert_close(head.expected(x, torch.zeros(5, 7, 1)), head(x))
+def test_without_noise_a_pair_is_the_head_twice(hidden):
+    head, x = chosen(hidden), torch.randn(5, 7, 4)
+    for one in head.pair(x, torch.zeros(5, 7, 1)):
+        torch.testing.assert_close(one, head(x))
 
 
 @pytest.mark.parametrize("hidden", [(), (16,)])
-def test_the_expectation_is_the_mean_of_many_draws(hidden):
-    head, x, std = head_of(hidden), torch.randn(3, 2, 4), torch.rand(3, 2, 1) * 2
+def test_the_mean_of_a_pair_is_that_of_many_draws(hidden):
+    head, x, std = chosen(hidden), torch.randn(3, 2, 4), torch.rand(3, 2, 1) * 2
     noise = torch.randn(50_000, 3, 2, 4)
     draws = torch.cat([head(x + std * noise), head(x - std * noise)])
     error = draws.std(0) / len(draws) ** 0.5
-    assert ((head.expected(x, std) - draws.mean(0)).abs() < 4 * error).all()
+    assert ((torch.stack(head.pair(x, std)).mean(0) - draws.mean(0)).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize(("channels", "size"), [(6, 3), (3, 6)])
+def test_the_noise_is_one_deviation_along_every_axis_that_tells(channels, size):
+    """So the squared changes of a linear head's parameters are in all what all noise makes."""
+    head = Head(channels, (), size).requires_grad_(False)
+    torch.nn.init.normal_(head[0].weight, generator=torch.Generator().manual_seed(0))
+    head.choose_noise(lambda changes: changes)
+    one, other = head.pair(torch.zeros(1, channels), torch.ones(1, 1))
+    changes = (one - other).square().sum() / 4
+    torch.testing.assert_close(changes, head[0].weight.square().sum())
+    torch.testing.assert_close(head.noise.square().mean(), torch.tensor(1.0), atol=0.3, rtol=0)
 
 
 @torch.no_grad()
-def test_evidence_of_noised_features_is_that_of_many_draws(net, images, quick_fit):
+def test_readings_of_noised_features_are_those_of_many_draws(net, images, quick_fit):
     attr = quick_fit(
         LayerInfoBottleneckAttribution(net, "stage1", alpha=0.5, head_hidden=(8,)), [images])
     networks, images = attr.networks, images[:4]
     for parameter in networks.noised_heads.parameters():  # of little training they tell little
         parameter.add_(0.3 * torch.randn_like(parameter))
+    networks.choose_noise()
     site, = networks.sites
     z = networks.standardise(capture_only(
         net, list({one.layer for one in networks.all_sites}), lambda: net(images)))
@@ -47,7 +68,18 @@ def test_evidence_of_noised_features_is_that_of_many_draws(net, images, quick_fi
         networks.head(site, inject_noise(z[site], logit, torch.randn_like(z[site])), "noised")
         for _ in range(4096)
     ])
-    expected = networks.output.evidence(parameters.mean(0)).transpose(1, 2).flatten(2)
-    found = attr.evidence(images).flatten(2)
-    assert expected.std() > 0.1
-    torch.testing.assert_close(found, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+    for found, every in (
+        (attr.evidence(images).flatten(2).transpose(1, 2), networks.output.evidence(parameters)),
+        (attr.attribute(images).flatten(1), networks.output.kl(parameters)),
+    ):
+        expected = every.mean(0)
+        assert (found - expected).square().mean().sqrt() < 0.05 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli", "gaussian"])
+def test_the_metric_is_the_divergence_of_small_changes(kind):
+    output = make_output(kind, (4,)).double()
+    output.fit_marginal(2 * torch.randn(64, 4, dtype=torch.double))
+    for changes in 1e-3 * torch.randn(5, output.head_size, 1, dtype=torch.double):
+        divergence = output.metric(changes).square().sum() / 2
+        torch.testing.assert_close(divergence, output.kl(changes[:, 0]), rtol=1e-2, atol=0)

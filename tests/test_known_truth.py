@@ -19,6 +19,16 @@ def test_information_is_that_of_the_channel(channel):
     assert found["sufficient"].mean < found["capacity"].mean
 
 
+def test_maps_of_the_heads_are_of_what_passes_too(channel):
+    """The expectation over classes is so under q, and so is evidence under the model's p."""
+    x = mixture(8192, 2, 9)
+    truth = Truth(float(channel.alpha)).about_the_class()
+    assert float(channel.attribute(x).mean()) == pytest.approx(truth, abs=0.02)
+    p = channel.model(x).softmax(1).detach()
+    evidence = (channel.evidence(x) * p).sum(1).mean()
+    assert float(evidence) == pytest.approx(truth, abs=0.02)
+
+
 def test_critics_find_what_passes_of_the_output(channel):
     found = channel.information([mixture(4096, 2, 9)], estimator="infomax", progress=False)["0"]
     truth = Truth(float(channel.alpha)).about_the_output()

@@ -78,10 +78,10 @@ def test_the_map_of_a_class_by_hand(net, images, quick_fit):
 
     odds, maps = torch.zeros(32, 1, 12, 12).double(), torch.zeros(32, 1, 12, 12).double()
     for site in networks.sites:
-        q = log_q(site, networks.expected_head(site, z[site], logits[site])).exp()
-        r = log_r.exp()
+        pair = networks.head_pair(site, z[site], logits[site])
+        q, r = log_q(site, sum(pair) / 2).exp(), log_r.exp()
         odds += resize((q / (1 - q)).log() - (r / (1 - r)).log(), (12, 12)) / 2
-        maps += resize((q / r).log(), (12, 12)) / 2
+        maps += sum(resize(log_q(site, one) - log_r, (12, 12)) for one in pair) / 4
     deepest = networks.head_sites[0]
     deeper = resize(log_q(deepest, networks.head(deepest, z[deepest], "clean")) - log_r, (12, 12))
     alpha = torch.sigmoid(logits[networks.sites[0]].double())

@@ -102,6 +102,7 @@ def fit_networks(
         networks, firsts = prepared(structure, settings.cache_bytes if remembers else 0)
         surveyed = survey(firsts, networks, walk, settings)
         history = train(firsts, networks, walk, surveyed, settings, recorder=recorder)
+        networks.choose_noise()
         fill_bank(firsts, networks, walk, surveyed, settings)
     networks.requires_grad_(False)
     return Fit(structure, networks, history, WeightWatch(trained), base)

@@ -57,7 +57,7 @@ class Evidence:
         self.networks, self.readout, self.question = networks, readout, question
         self.layers, self.args, self.index, self.y = layers, args, index, y
         self._places, self._infer = places, infer
-        self._parameters: dict[tuple[Site, Locals], Tensor] = {}
+        self._parameters: dict[tuple[Site, Locals], tuple[Tensor, ...]] = {}
 
     @cached_property
     def z(self) -> dict[Site, Tensor]:
@@ -104,7 +104,7 @@ class Evidence:
         """
         found = []
         for site in self.networks.sites:
-            parameters = self._head(site, kind)
+            parameters = _mean(self._heads(site, kind))
             ratio = self.readout.log_odds_ratio(parameters, index, self.args)[..., None]
             ratio = self._silenced(site, ratio, kind)
             ratio = on_grid(ratio, self.z[site].shape[2:]) / len(self.networks.sites)
@@ -149,20 +149,23 @@ class Evidence:
             z = self.z[site]
             draws = [z] if kind == "clean" else antithetic_draws(z, self.logits[site], _PAIRS)
             return self._pointwise(site, draws, kind)[..., None]
-        parameters = self._head(site, kind)
+        return _mean([self._reading(parameters) for parameters in self._heads(site, kind)])
+
+    def _reading(self, parameters: Tensor) -> Tensor:
+        """``(N, P, M)``: what parameters of q at every position say."""
         if self.question.classes:
             return self.readout.evidence(parameters, self.args)
         if self.index is None:
             return self.readout.kl(parameters)[..., None]
         return self.readout.evidence_for(parameters, self.index, self.args)[..., None]
 
-    def _head(self, site: Site, kind: Locals) -> Tensor:
-        """Parameters of q at every position, computed once."""
+    def _heads(self, site: Site, kind: Locals) -> tuple[Tensor, ...]:
+        """Parameters of q at every position, of noised features a pair, computed once."""
         if (site, kind) not in self._parameters:
             z, networks = self.z[site], self.networks
             self._parameters[site, kind] = (
-                networks.head(site, z, kind) if kind == "clean"
-                else networks.expected_head(site, z, self.logits[site])
+                (networks.head(site, z, kind),) if kind == "clean"
+                else networks.head_pair(site, z, self.logits[site])
             )
         return self._parameters[site, kind]
 
@@ -176,3 +179,8 @@ class Evidence:
         if self.question.estimator == "infomax":
             return self._pointwise(site, [features], kind)
         return self.readout.kl(self.networks.head(site, features, kind))
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    first, *others = tensors
+    return sum(others, first) / len(tensors)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.fitting.fit import Fit
-from captum_mi.grid import Place
+from captum_mi.grid import Place, n_positions
 from captum_mi.maps.alpha_refinement import refine_alpha
 from captum_mi.maps.evidence import Evidence, Logits
 from captum_mi.maps.measuring import measure
@@ -27,6 +27,8 @@ from captum_mi.networks import Locals
 from captum_mi.probing.sites import Site
 
 __all__ = ["Reader"]
+
+_CACHED_POSITIONS = 4096  # whose 256 hidden units are 4 MB
 
 
 class Reader:
@@ -138,7 +140,20 @@ class Reader:
         given = layers if self.index is None else [*layers, self.index]
         sizes = tuple(x.shape for x in self.inputs)  # which say where positions lie
         name = (self.question, kind, sizes, *self.layers)
-        return cast(list[Tensor], list(self.fit.recorder(name, self.networks, work, *given)))
+        parts = [
+            self.fit.recorder(name, self.networks, work, *part)
+            for part in zip(*(one.split(self._at_once()) for one in given))
+        ]
+        return [torch.cat(cast(list[Tensor], one)) for one in zip(*parts)]
+
+    def _at_once(self) -> int:
+        """Examples that our networks read at once: on a CPU, what its cache holds."""
+        examples = len(self.inputs[0])
+        if self.inputs[0].device.type != "cpu":
+            return examples
+        sites = self.networks.sites
+        positions = max(n_positions(site.of(self.layers).shape[2:]) for site in sites)
+        return min(examples, max(1, _CACHED_POSITIONS // positions))
 
     @cached_property
     def _measured(self) -> Measured:

@@ -55,6 +55,10 @@ class BernoulliOutput(Output):
     def kl(self, parameters: Tensor) -> Tensor:
         return bernoulli_kl(parameters + self.marginal_logits, self.marginal_logits)
 
+    def metric(self, changes: Tensor) -> Tensor:
+        r = torch.sigmoid(self.marginal_logits)
+        return (r * (1 - r)).sqrt()[:, None] * changes
+
     def evidence(self, parameters: Tensor) -> Tensor:
         q_logits = parameters + self.marginal_logits
         return F.logsigmoid(q_logits) - F.logsigmoid(self.marginal_logits)

@@ -76,6 +76,10 @@ class CategoricalOutput(Output):
         mean = (centred.exp() * centred) @ self.log_marginal.exp()
         return (mean * (-normaliser).exp() - normaliser).clamp_min(0)
 
+    def metric(self, changes: Tensor) -> Tensor:
+        r = self.log_marginal.exp()
+        return r.sqrt()[:, None] * (changes - r @ changes)
+
     def _log_q(self, parameters: Tensor) -> Tensor:
         return self.evidence(parameters) + self.log_marginal
 

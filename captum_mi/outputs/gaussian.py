@@ -89,6 +89,10 @@ class GaussianOutput(Output):
     def kl(self, parameters: Tensor) -> Tensor:
         return gaussian_kl(*self._split(parameters))
 
+    def metric(self, changes: Tensor) -> Tensor:
+        mean, log_var = changes.chunk(2)
+        return torch.cat([mean, log_var / math.sqrt(2)]) * self._varies.repeat(2)[:, None]
+
     def evidence(self, parameters: Tensor) -> Tensor:
         raise ValueError(
             f"y is a continuous representation of shape {self.shape}, which has no classes; pass "

@@ -52,6 +52,11 @@ class Output(nn.Module):
         """``KL(q || r)`` in nats: ``(..., head_size) -> (...)``."""
         raise NotImplementedError
 
+    def metric(self, changes: Tensor) -> Tensor:
+        """Changes of parameters from r's, ``(head_size, n)``, as rows whose squares add up to
+        ``2 KL(q || r)`` where they are small: by the root of Fisher's information."""
+        raise NotImplementedError
+
     def evidence(self, parameters: Tensor) -> Tensor:
         """``log q(t | x') - log r(t)``, all classes: ``(..., head_size) -> (..., size)``."""
         raise NotImplementedError
