@@ -98,16 +98,17 @@ def main() -> None:
     parser.add_argument("--alphas", type=float, nargs="+", default=(0.2, 0.4, 0.6, 0.8, 0.9))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--n", type=int, default=16384, help="examples that estimates are of")
+    parser.add_argument("--n", type=int, default=8192, help="examples that estimates are of")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/noisy_channel"))
     options = parser.parse_args()
     cases = list(product(options.dimensions, options.alphas))
     rows = [row(*case, options) for case in tqdm(cases, unit="channel")]
     header = ["dimensions", "alpha", "I(x; class)", "general", "I(x'; class)", "sufficient",
-              "capacity", "I(x'; output)", "sufficient, InfoMax", "its maps"]
+              "maps", "evidence", "capacity", "I(x'; output)", "sufficient, InfoMax", "its maps"]
     note = (
-        "A mixture of three Gaussians, nats; beside each truth the estimate of `information` (and "
-        "the mean of `attribute`'s maps), "
+        "A mixture of three Gaussians, nats; beside each truth the estimate of `information`, the "
+        "mean of `attribute`'s maps and, of the heads, of `evidence` for classes as the model "
+        "predicts them, "
         f"mean ± standard deviation over {options.seeds} fits of {options.steps} steps.\n\n"
         + provenance(steps=options.steps, seeds=f"0-{options.seeds - 1}", wall_time=elapsed())
     )
@@ -121,9 +122,11 @@ def row(dimensions: int, alpha: float, options: argparse.Namespace) -> list[str]
     for seed in range(options.seeds):
         attr = fitted(alpha, dimensions, options.steps, seed)
         unseen = list(mixture(options.n, dimensions, 100 + seed).split(2048))
-        maps = torch.cat([attr.attribute(x, estimator="infomax") for x in unseen])  # type: ignore[arg-type]
-        found.setdefault("maps", []).append(float(maps.mean()))
+        evidence = torch.cat([(attr.evidence(x) * predicted(attr, x)).sum(1) for x in unseen])
+        found.setdefault("evidence", []).append(float(evidence.mean()))
         for estimator in ("variational", "infomax"):
+            maps = torch.cat([attr.attribute(x, estimator=estimator) for x in unseen])  # type: ignore[arg-type]
+            found.setdefault(f"{estimator} maps", []).append(float(maps.mean()))
             figures = attr.information(unseen, estimator=estimator, progress=False)["0"]
             for name, estimate in figures.items():
                 found.setdefault(f"{estimator} {name}", []).append(estimate.mean)
@@ -136,9 +139,15 @@ def row(dimensions: int, alpha: float, options: argparse.Namespace) -> list[str]
         str(dimensions), f"{alpha:g}",
         f"{clean.about_the_class():.3f}", told("variational general"),
         f"{noised.about_the_class():.3f}", told("variational sufficient"),
-        told("variational capacity"),
-        f"{noised.about_the_output():.3f}", told("infomax sufficient"), told("maps"),
+        told("variational maps"), told("evidence"), told("variational capacity"),
+        f"{noised.about_the_output():.3f}", told("infomax sufficient"), told("infomax maps"),
     ]
+
+
+@torch.no_grad()
+def predicted(attr: LayerInfoBottleneckAttribution, x: Tensor) -> Tensor:
+    """Probabilities of the classes, by the model."""
+    return attr.model(x).softmax(1)  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

@@ -121,8 +121,9 @@ class BottleneckAttribution(InternalAttribution):
                 data before mixing; ``"standard"`` mixes N(0, 1) into the raw features.
             inference: ``"conv"`` or ``"mlp"`` (one position at a time).
             critic: ``"separable"`` or ``"concatenated"``.
-            head_hidden: widths of the heads' hidden layers; ``()`` for a single layer. Maps of x'
-                are in the mean over the noise, which is exact for at most one.
+            head_hidden: widths of the heads' hidden layers; ``()`` for a single layer. The mean of
+                their parameters over the noise, which maps of x' rest on, is exact for at most
+                one.
             critic_hidden: widths of the critics' hidden layers; ``()`` for a single layer.
             on_repeat: which call counts of a layer that runs several times in a forward pass:
                 ``"first"``, ``"last"``, or ``"error"``.
@@ -533,8 +534,8 @@ class BottleneckAttribution(InternalAttribution):
     ) -> dict[str, dict[str, Estimate]]:
         """Dataset means of the information per position, layer by layer.
 
-        Unlike ``attribute``, which averages over the noise in closed form (heads) or over the same
-        few draws for all examples (critics), this draws it for each example, seeded.
+        This draws the noise for each example, seeded; ``attribute`` averages over the same few
+        draws for all of them.
 
         Args:
             loader: as for ``fit``; under ``torchrun`` every process calls this, with its share.
