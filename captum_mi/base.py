@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from captum_mi import checkpoint, ranks
 from captum_mi.bottleneck import logit_of
+from captum_mi.choices import whole
 from captum_mi.critics import CriticKind
 from captum_mi.fitting.fit import Fit
 from captum_mi.fitting.fit_networks import fit_networks
@@ -41,7 +42,7 @@ from captum_mi.model.hooks import OnRepeat
 from captum_mi.model.inputs import check_inputs, check_types
 from captum_mi.model.modules import device_of, dtype_of
 from captum_mi.model.passes import Passes
-from captum_mi.model.preserve import left_as_found
+from captum_mi.model.preserve import isolated_randomness, left_as_found
 from captum_mi.model.weights import WeightWatch, check_shapes, fingerprint, shapes
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind, PredictionKind
@@ -168,13 +169,19 @@ class BottleneckAttribution(InternalAttribution):
                 "marginal='uniform' is for the classes of a downstream function; got downstream="
                 "None. Without one the marginal is that of the data"
             )
+        if downstream is not None and not callable(downstream):
+            raise TypeError(
+                "downstream must be a function from representations to logits; got "
+                f"{type(downstream).__name__}")
         self.downstream = downstream
         self.design = Design(
             noise=noise, inference=inference, critic=critic, output=output,
             prediction=prediction, marginal=marginal,
             head_hidden=widths("head_hidden", head_hidden),
             critic_hidden=widths("critic_hidden", critic_hidden),
-            on_repeat=on_repeat, map_input=map_input, channel_axis=channel_axis,
+            on_repeat=on_repeat,
+            map_input=None if map_input is None else whole("map_input", map_input, 0),
+            channel_axis=channel_axis,
             input_channel_axis=input_channel_axis,
         )
         self.alpha = None if alpha is None else _alpha_tensor(alpha)
@@ -634,7 +641,8 @@ class BottleneckAttribution(InternalAttribution):
             named["global_layer"], named["context_layers"], downstream,
             head_layers=named["head_layers"], alpha=alpha, **design.to_dict(),
         )
-        fit = Fit.restored(tensors, state["fit"], model, design, alpha)
+        with torch.inference_mode(False), isolated_randomness():
+            fit = Fit.restored(tensors, state["fit"], model, design, alpha)
         attribution._check_structure(fit.structure)
         attribution._fit = fit
         attribution._set_modules()

@@ -60,7 +60,8 @@ def inject_noise(z: Tensor, alpha_logit: Tensor, noise: Tensor) -> Tensor:
 
 def shared_noise(z: Tensor, generator: torch.Generator) -> Tensor:
     """One draw ``(1, C, *positions)``, the same for every example of z and on every device."""
-    return torch.randn(1, *z.shape[1:], generator=generator).to(z)
+    shape = 1, *z.shape[1:]
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(z)
 
 
 def antithetic_draws(z: Tensor, alpha_logit: Tensor, pairs: int) -> Iterator[Tensor]:

@@ -536,3 +536,23 @@ def test_what_is_printed_is_short(net, images, quick_fit):
     assert repr(history).startswith(f"History({len(history)} steps in ")
     general = attr.information([images], progress=False)[attr.layers[0]]["general"]
     assert repr(general) == f"{general.mean:.4g} ± {general.standard_error:.2g}"
+
+
+def test_one_number_per_example_is_one_logit(net, images, quick_fit):
+    """``(N,)``, as of ``.squeeze(1)``, has the class 0 that ``(N, 1)`` has."""
+    maps = []
+    for end in (torch.nn.Identity(), torch.nn.Flatten(0)):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(net, torch.nn.Linear(5, 1), end).eval()
+        attr = quick_fit(InfoBottleneckAttribution(model, "0.stage2"), [images], steps=4)
+        maps.append(attr.attribute(images, target=0))
+        assert torch.equal(attr.attribute(images, target=[0] * 32), maps[-1])
+        with pytest.raises(IndexError):
+            attr.attribute(images, target=1)
+    assert torch.equal(*maps)
+
+
+def test_an_alpha_set_by_hand_is_not_refined(net, images, quick_fit):
+    attr = quick_fit(InfoBottleneckAttribution(net, "stage1", alpha=0.5), [images])
+    with pytest.raises(ValueError, match="this one was set by hand"):
+        attr.attribute(images, 1, alpha_steps=2)

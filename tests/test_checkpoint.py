@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,6 +18,22 @@ def path(tmp_path, fitted):
     target = tmp_path / "fit.safetensors"
     fitted.save(target)
     return target
+
+
+def test_loading_leaves_the_random_state_and_serves_inside_of_inference_mode(path, net, images):
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        loaded = InfoBottleneckAttribution.load(path, net)
+        inside = loaded.attribute(images, 1, refine_steps=2, alpha_steps=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(loaded.attribute(images, 1, refine_steps=2, alpha_steps=1), inside)
+
+
+def test_what_numpy_and_tensors_gave_can_be_saved(net, images, quick_fit, tmp_path):
+    attr = InfoBottleneckAttribution(net, "stage1", map_input=np.int64(0))
+    quick_fit(attr, [images], steps=np.int64(2), kappa=torch.tensor(0.5), bank_size=np.int32(64))
+    attr.save(tmp_path / "fit")
+    assert InfoBottleneckAttribution.load(tmp_path / "fit", net).history.kappa == 0.5
 
 
 @pytest.mark.parametrize(

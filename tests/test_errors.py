@@ -209,11 +209,14 @@ def test_a_look_at_weights_copies_none(net):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"steps": 0}, "steps must be an integer >= 1; got 0"),
+        ({"steps": 2e3}, "steps must be an integer >= 1; got 2000.0"),
+        ({"bank_size": 64.0}, "bank_size must be an integer >= 0; got 64.0"),
+        ({"beta1": None}, "beta1 must be a number >= 0; got None"),
         ({"task": "x"}, "task must be"),
         ({"beta2": -1.0}, "beta2 must be a number >= 0; got -1.0"),
         ({"beta2": 1.0, "kappa": 1.0}, "beta2 and kappa exclude each other"),
-        ({"kappa": 0.0}, "kappa must be a number of nats > 0"),
+        ({"kappa": 0.0}, "kappa must be a number > 0; got 0.0"),
         ({"task": "labels"}, "needs labels; the loader yielded inputs alone"),
     ],
 )
@@ -298,7 +301,7 @@ def test_construction_options(net, options, message):
         ({"information": "x"}, "information must be one of"),
         ({"estimator": "x"}, "estimator must be one of"),
         ({"unit": "x"}, "unit must be one of .*'bits'"),
-        ({"internal_batch_size": 0}, "internal_batch_size must be at least 1; got 0"),
+        ({"internal_batch_size": 0}, "internal_batch_size must be an integer >= 1; got 0"),
     ],
 )
 def test_attribute_options(fitted, images, options, message):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from captum_mi.choices import check_choice
+from captum_mi.choices import check_choice, number, whole
 from captum_mi.model.batches import Batch
 
 __all__ = ["Settings", "Task"]
@@ -36,26 +35,26 @@ class Settings:
     progress: bool
 
     def __post_init__(self) -> None:
-        for name in ("steps", "locals_per_example"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("lr", "base_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number > 0; got {getattr(self, name)}")
         check_choice("task", self.task, Task)
         if self.beta2 is not None and self.kappa is not None:
             raise ValueError("beta2 and kappa exclude each other: kappa holds beta2; pass one")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number >= 0; got {value}")
-        if self.kappa is not None and not 0 < self.kappa < math.inf:
-            raise ValueError(f"kappa must be a number of nats > 0; got {self.kappa}")
-        if self.beta1 and self.bank_size < 1:
+        checked: dict[str, float | None] = {
+            "steps": whole("steps", self.steps, 1),
+            "lr": number("lr", self.lr, positive=True),
+            "weight_decay": number("weight_decay", self.weight_decay),
+            "beta1": number("beta1", self.beta1),
+            "beta2": None if self.beta2 is None else number("beta2", self.beta2),
+            "kappa": None if self.kappa is None else number("kappa", self.kappa, positive=True),
+            "bank_size": whole("bank_size", self.bank_size, 0),
+            "locals_per_example": whole("locals_per_example", self.locals_per_example, 1),
+            "base_lr": number("base_lr", self.base_lr, positive=True),
+            "cache_bytes": whole("cache_bytes", self.cache_bytes, 0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # of a frozen dataclass
+        if self.beta1 and not self.bank_size:
             raise ValueError(
-                f"bank_size must be at least 1; got {self.bank_size}. Pass beta1=0 for no critics")
-        if self.cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be at least 0; got {self.cache_bytes}")
+                "bank_size must be at least 1; got 0. Pass beta1=0 for no critics")
 
     def labels_of(self, batch: Batch) -> list[Tensor]:
         """The labels, if the second pass is held to them.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal
 
-from captum_mi.choices import check_choice
+from captum_mi.choices import check_choice, whole
 from captum_mi.networks import Locals
 from captum_mi.probing.structure import Structure
 
@@ -44,9 +43,7 @@ class Question:
         check_choice("estimator", self.estimator, Estimator)
         check_choice("weighting", self.weighting, Weighting)
         for name in ("refine_steps", "alpha_steps"):
-            steps = getattr(self, name)
-            if not isinstance(steps, Integral) or steps < 0:
-                raise ValueError(f"{name} must be an integer >= 0; got {steps!r}")
+            whole(name, getattr(self, name), 0)
 
     @classmethod
     def of_class(

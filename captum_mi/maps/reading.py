@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_mi.fitting.fit import Fit
 from captum_mi.grid import Place, n_positions
+from captum_mi.inference import FixedAlpha
 from captum_mi.maps.alpha_refinement import refine_alpha
 from captum_mi.maps.evidence import Evidence, Logits
 from captum_mi.maps.measuring import measure
@@ -106,6 +107,9 @@ class Reader:
 
     def _refined(self, z: dict[Site, Tensor]) -> Logits:
         """Logit of alpha for each site, refined."""
+        if isinstance(self.networks.inference, FixedAlpha):
+            raise ValueError("alpha_steps refines an alpha that was inferred; this one was set by "
+                             "hand, with alpha=")
         self.check()
         refined = refine_alpha(
             self.passes, self.networks, self.inputs, self.args, self.first, z, self.fit.beta2,

@@ -25,13 +25,14 @@ def target_index(target: Any, n: int, shape: tuple[int, ...]) -> Tensor | None:
 
     Captum's own selection is applied to a table of indices of the output's shape, so that every
     form of target means, and a bad one raises, what it does in Captum. On the CPU, where a bad
-    index is an exception.
+    index is an exception. One number per example, ``(N,)``, is taken for ``(N, 1)``.
     """
     if target is None:
         return None
     if isinstance(target, Tensor):
         target = target.cpu()
-    table = torch.arange(math.prod(shape)).view(1, *shape).expand(n, *shape)
+    shape = shape or (1,)
+    table = torch.arange(math.prod(shape), device="cpu").view(1, *shape).expand(n, *shape)
     return _select_targets(table, target).reshape(n, -1)
 
 

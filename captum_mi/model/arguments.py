@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_mi.choices import whole
+
 __all__ = ["chunks", "copied", "has_rows", "move", "rebuilt", "replaced"]
 
 
@@ -45,9 +47,9 @@ def chunks(
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...], Tensor | None]]:
     """Slices of a batch: inputs, tensor arguments with a row for each example, indices."""
     n = len(inputs[0])
-    size = n if internal_batch_size is None else internal_batch_size
-    if size < 1:
-        raise ValueError(f"internal_batch_size must be at least 1; got {internal_batch_size}")
+    size = n
+    if internal_batch_size is not None:
+        size = whole("internal_batch_size", internal_batch_size, 1)
     for start in range(0, n, size):
         part = slice(start, start + size)
         yield (

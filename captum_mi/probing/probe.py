@@ -142,7 +142,8 @@ class _Look:
             if rows != n:
                 raise ValueError(
                     f"layer {site.name!r} returned {rows} rows for {n} examples; expected one "
-                    "row for each example, the batch first"
+                    "row for each example, the batch first. A layer that returns a state too, "
+                    "such as nn.GRU, needs a module around it that returns its output alone"
                 )
 
     def check_axes(self, axes: int) -> None:
