@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--alphas", type=float, nargs="+", default=(0.2, 0.4, 0.6, 0.8, 0.9))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--n", type=int, default=8192, help="examples that estimates are of")
+    parser.add_argument("--n", type=int, default=4096, help="examples that estimates are of")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/noisy_channel"))
     options = parser.parse_args()
     cases = list(product(options.dimensions, options.alphas))
