@@ -44,6 +44,14 @@ def panel(
 
     Raises:
         ValueError: for images or maps of another shape.
+
+    Example::
+
+        >>> import torch
+        >>> figure = panel(torch.rand(2, 3, 8, 8), {"evidence": torch.randn(2, 3, 8, 8)},
+        ...                units={"evidence": "nats / pixel"})
+        >>> len(figure.axes)  # two images, two maps and their colour bars
+        6
     """
     from matplotlib.figure import Figure
 
@@ -95,6 +103,13 @@ def overlay(
 
     Raises:
         ValueError: for an image of another shape.
+
+    Example::
+
+        >>> import torch
+        >>> figure = overlay(torch.rand(3, 8, 8), torch.randn(8, 8))
+        >>> figure.axes[1].get_ylabel()
+        'nats / pixel'
     """
     from matplotlib.figure import Figure
 
@@ -125,6 +140,13 @@ def timeline(
 
     Raises:
         ValueError: for a signal or a map of another shape.
+
+    Example::
+
+        >>> import torch
+        >>> figure = timeline(torch.randn(2, 50), torch.randn(50))
+        >>> figure.axes[0].get_xlabel()
+        'sample'
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -52,6 +52,16 @@ def inside_box(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         ``(N,)`` in [0, 1]; a random map, or a flat one, scores the object's share of the image.
+
+    Raises:
+        ValueError: for maps and masks of other shapes, NaN or Inf, or a mask without a pixel.
+
+    Example::
+
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> masks = torch.tensor([[[True, False], [True, False]]])
+        >>> inside_box(maps, masks)  # one of the two hottest pixels
+        tensor([0.5000])
     """
     _check(maps, masks)
     _, hits = _hottest_first(maps.flatten(1), masks)
@@ -71,6 +81,16 @@ def pointing(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         ``(N,)`` in [0, 1].
+
+    Raises:
+        ValueError: for maps and masks of other shapes, NaN or Inf, or a mask without a pixel.
+
+    Example::
+
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> masks = torch.tensor([[[True, False], [True, False]]])
+        >>> pointing(maps, masks)
+        tensor([1.])
     """
     _check(maps, masks)
     flat = maps.flatten(1)
@@ -92,6 +112,17 @@ def effective_heat_ratio(maps: Tensor, masks: Tensor, levels: int = 19) -> Tenso
 
     Returns:
         ``(N,)`` in [0, 1]; a map without positive heat scores as a uniform one.
+
+    Raises:
+        ValueError: for maps and masks of other shapes, NaN or Inf, a mask without a
+            pixel, or fewer than one level.
+
+    Example::
+
+        >>> maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
+        >>> masks = torch.tensor([[[True, False], [True, False]]])
+        >>> effective_heat_ratio(maps, masks, levels=1)  # two pixels hold half of the heat
+        tensor([0.5000])
     """
     _check(maps, masks)
     if levels < 1:
@@ -117,6 +148,14 @@ def grid_pointing(maps: Tensor, cells: Tensor | Sequence[int]) -> Tensor:
 
     Returns:
         ``(N,)`` in [0, 1]; a map without positive heat scores 1/4.
+
+    Raises:
+        ValueError: for maps of odd sides, with NaN or Inf, or other cells.
+
+    Example::
+
+        >>> grid_pointing(torch.tensor([[[4.0, 3.0], [2.0, 1.0]]]), [0])
+        tensor([0.4000])
     """
     cells = torch.as_tensor(cells)
     even = maps.dim() == 3 and not maps.shape[1] % 2 and not maps.shape[2] % 2

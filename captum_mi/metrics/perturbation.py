@@ -66,6 +66,18 @@ def degradation(
 
     Returns:
         Areas and curves, on the device of ``images``.
+
+    Raises:
+        ValueError: for maps of another shape than the images', with NaN or Inf, a tile that does
+            not divide, or ``tiles_per_step`` below 1.
+
+    Example: the score is a pixel, which one map finds and the other does not::
+
+        >>> images = torch.ones(2, 1, 2, 2)
+        >>> maps = torch.tensor([[[3.0, 2.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 3.0]]])
+        >>> score = lambda x, target: x[:, 0, 0, 0]
+        >>> degradation(score, images, maps, torch.zeros(2, dtype=torch.long), tile=1).area
+        tensor([ 0.7500, -0.7500])
     """
     rank = _relevance_rank(images, maps, tile)
     last = rank.shape[1] - 1
@@ -89,11 +101,33 @@ def deletion(
 ) -> Tensor:
     """Area under the score while the most relevant tiles are deleted: lower is better.
 
-    Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421. Arguments as for
-    :func:`degradation`; with the same baseline, degradation is insertion - deletion.
+    Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421. With the same baseline,
+    degradation is insertion - deletion.
+
+    Args:
+        score: ``(images, target) -> (N,)``.
+        images: ``(N, C, H, W)``.
+        maps: heat ``(N, H, W)``.
+        target: class of each image ``(N,)``.
+        tile: side of a tile in pixels; divides H and W.
+        baseline: what removed pixels become; broadcastable to the images.
+        batch_size: images per call of ``score``.
+        tiles_per_step: tiles removed between two points of a curve; more are coarser and cheaper.
 
     Returns:
         ``(N,)``.
+
+    Raises:
+        ValueError: for maps of another shape than the images', with NaN or Inf, a tile that does
+            not divide, or ``tiles_per_step`` below 1.
+
+    Example: the score is a pixel, which one map finds and the other does not::
+
+        >>> images = torch.ones(2, 1, 2, 2)
+        >>> maps = torch.tensor([[[3.0, 2.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 3.0]]])
+        >>> score = lambda x, target: x[:, 0, 0, 0]
+        >>> deletion(score, images, maps, torch.zeros(2, dtype=torch.long), tile=1)
+        tensor([0.1250, 0.8750])
     """
     rank = _relevance_rank(images, maps, tile)
     last = rank.shape[1] - 1
@@ -115,8 +149,7 @@ def insertion(
 ) -> Tensor:
     """Area under the score while the most relevant tiles are put in: higher is better.
 
-    Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421. Arguments as for
-    :func:`degradation`, but for the canvas.
+    Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421.
 
     Args:
         score: ``(images, target) -> (N,)``.
@@ -131,6 +164,18 @@ def insertion(
 
     Returns:
         ``(N,)``.
+
+    Raises:
+        ValueError: for maps of another shape than the images', with NaN or Inf, a tile that does
+            not divide, or ``tiles_per_step`` below 1.
+
+    Example: the score is a pixel, which one map finds and the other does not::
+
+        >>> images = torch.ones(2, 1, 2, 2)
+        >>> maps = torch.tensor([[[3.0, 2.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 3.0]]])
+        >>> score = lambda x, target: x[:, 0, 0, 0]
+        >>> insertion(score, images, maps, torch.zeros(2, dtype=torch.long), tile=1, baseline=0)
+        tensor([0.8750, 0.1250])
     """
     # Tiles that are put in most relevant first are, backwards, removed least relevant first.
     rank = _relevance_rank(images, maps, tile)
