@@ -342,7 +342,7 @@ def test_noise_everywhere_that_changes_nothing_is_said(recwarn):
         multiplier.update(0.1)
         multiplier.warn_if_missed(alpha)
         assert expected in str(recwarn.pop().message)
-    Multiplier(None, None, 1e-5).warn_if_missed(0.99)
+    Multiplier(None, None, 1e-2, varied=1e-5).warn_if_missed(0.99)
     assert "predicts nearly the same for all of the data" in str(recwarn.pop().message)
 
 

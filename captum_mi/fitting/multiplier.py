@@ -33,15 +33,17 @@ class Multiplier:
         kappa: distortion to hold, or ``None``.
         uninformed: distortion of predicting the marginal, of which a share is held if neither is
             given; ``None`` where there is nothing to hold, as with an alpha set by hand.
+        varied: divergence of one example's prediction from another's.
     """
 
     def __init__(
-        self, beta2: float | None, kappa: float | None, uninformed: float | None
+        self, beta2: float | None, kappa: float | None, uninformed: float | None,
+        varied: float = math.inf,
     ) -> None:
         self.kappa, self.value = kappa, beta2
         if beta2 is None and kappa is None and uninformed is not None:
             self.kappa = max(_KAPPA_SHARE * uninformed, 1e-6)
-        self.constant = kappa is None and uninformed is not None and uninformed < _CONSTANT
+        self.constant = kappa is None and varied < _CONSTANT
         self.average = 0.0
         self.seen = 0.0  # weight of the distortions in the average
 

@@ -39,6 +39,7 @@ class Survey:
         holds_out: whether enough examples are there to hold some out from the heads.
         task_output: what the model's prediction is, with its marginal.
         uninformed: distortion, in nats, of predicting the marginal for every example.
+        varied: the same of predicting what another example's prediction is, in the mean.
     """
 
     examples: int
@@ -46,6 +47,7 @@ class Survey:
     holds_out: bool
     task_output: Output
     uninformed: float
+    varied: float
 
 
 def held_out_of(batch: Batch) -> Tensor:
@@ -87,6 +89,8 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     for labels in seen.labels:
         task_output.check_labels(labels)
     uninformed = float(task_output.uninformed(seen.predictions))
+    others = seen.predictions.roll(len(seen.predictions) // 2, 0)  # far, if sorted by class
+    varied = task_output.distortion(seen.predictions, others).mean()
     networks.to(device)
     return Survey(
         examples=len(seen.y),
@@ -94,6 +98,7 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
         holds_out=0 < seen.held_out < len(seen.y) // 2,
         task_output=task_output.to(device),
         uninformed=uninformed,
+        varied=float(varied),
     )
 
 

@@ -70,7 +70,8 @@ class Trainer:
         self.base = [p for p in base if p.is_floating_point()]
         self.encoder = list(networks.inference.parameters()) + self.base
         self.beta2 = Multiplier(
-            settings.beta2, settings.kappa, surveyed.uninformed if self.encoder else None)
+            settings.beta2, settings.kappa, surveyed.uninformed if self.encoder else None,
+            surveyed.varied)
         self.heads = [*networks.clean_heads.parameters(), *networks.noised_heads.parameters()]
         critics = [*networks.clean_critics.parameters(), *networks.noised_critics.parameters()]
         self.critics = critics if settings.beta1 else []
