@@ -34,7 +34,7 @@ def number(name: str, value: Any, positive: bool = False) -> float:
     """
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if isinstance(value, str) or not (found > 0 if positive else found >= 0) or found == math.inf:
         raise ValueError(f"{name} must be a number {'>' if positive else '>='} 0; got {value!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -33,20 +34,18 @@ class Head(nn.Sequential):
 
     @torch.no_grad()
     def choose_noise(self, metric: Callable[[Tensor], Tensor]) -> None:
-        """Choose the noise of :meth:`pair`, a typical draw: one standard deviation in every
-        channel, and along every axis by which channels would move the parameters, were all
-        layers linear.
+        """Choose the noise of :meth:`pair`, a typical draw: one standard deviation along every
+        axis by which channels would move the parameters, were all layers linear, and signs drawn
+        once across these axes.
 
         Args:
             metric: from changes of the parameters ``(size, n)`` to rows of which the squares are
                 to be told apart.
         """
         first, *others = [layer.weight for layer in self if isinstance(layer, nn.Linear)]
-        moved = torch.eye(len(first), device=first.device, dtype=first.dtype)
-        for weight in others:
-            moved = weight @ moved
-        rows = torch.linalg.qr(metric(moved).cpu().double(), mode="r").R @ first.cpu().double()
-        axes = torch.linalg.svd(rows, full_matrices=False).Vh
+        rows = metric(first) if not others else (
+            torch.linalg.qr(metric(reduce(lambda a, b: b @ a, others)), mode="r").R @ first)
+        axes = torch.linalg.svd(rows.cpu().double(), full_matrices=False).Vh
         generator = torch.Generator().manual_seed(0)
         signs = 1.0 - 2.0 * torch.randint(2, self.noise.shape, generator=generator).double()
         self.noise.copy_(signs + (1.0 - axes @ signs) @ axes)
@@ -56,8 +55,9 @@ class Head(nn.Sequential):
 
         Their mean is that over all of a standard normal eps, in closed form: exactly for at most
         one hidden layer. Two such sigma points (Julier and Uhlmann, 1997,
-        https://doi.org/10.1117/12.280797) also have nearly the variance of all, so that means of
-        functions of the parameters are close to those over the noise.
+        https://doi.org/10.1117/12.280797) also have nearly the variance of all, by the metric
+        that their noise was chosen with, so that means of functions that are curved by it are
+        close to those over the noise.
 
         Args:
             mean: ``(..., C)``.
@@ -92,5 +92,5 @@ def _expected_gelu(mean: Tensor, variance: Tensor) -> Tensor:
     :math:`\mu\,\Phi(\mu/s) + \sigma^2 \varphi(\mu/s) / s`."""
     scale = (1 + variance).sqrt()
     at = mean / scale
-    density = (at * at).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
-    return F.gelu(at).mul_(scale).add_(density.mul_(scale - 1 / scale))
+    density = torch.exp(-0.5 * at.square()) * (1 / math.sqrt(2 * math.pi))
+    return scale * F.gelu(at) + (scale - 1 / scale) * density

@@ -89,7 +89,8 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     for labels in seen.labels:
         task_output.check_labels(labels)
     uninformed = float(task_output.uninformed(seen.predictions))
-    others = seen.predictions.roll(len(seen.predictions) // 2, 0)  # far, if sorted by class
+    shuffled = torch.randperm(len(seen.y), generator=torch.Generator().manual_seed(0))
+    others = seen.predictions[shuffled]
     varied = task_output.distortion(seen.predictions, others).mean()
     networks.to(device)
     return Survey(

@@ -137,7 +137,7 @@ class Evidence:
         return on_grid(values, self.z[site].shape[2:])
 
     def _silenced(self, site: Site, values: Tensor, kind: Locals) -> Tensor:
-        """Values ``(N, P, M)``: pure noise says nothing, whatever is made of its mean."""
+        """Values ``(N, P, M)``: pure noise says nothing, whatever heads make of it."""
         return values if kind == "clean" else values.masked_fill_(self.silent(site), 0.0)
 
     def silent(self, site: Site) -> Tensor:

@@ -82,7 +82,7 @@ class Question:
                 "the variational evidence and weighting='posterior'; "
                 f"{got}, weighting={weighting!r}"
                 f"{'' if structure.has_shares else ' and a prediction without classes'}. "
-                "alpha_steps refines any map"
+                "alpha_steps refines an inferred alpha, for any map of x'"
             )
         return question
 

@@ -42,7 +42,7 @@ class Reader:
         inputs: one batch.
         args: additional forward arguments of the batch.
         index: classes ``(N, S)`` whose evidence is read, ``None`` for the expectation.
-        baselines: what takes the place of a block, for each input, where shares are asked for.
+        baselines: what takes the place of a block, for each input, with ``refine_steps``.
     """
 
     def __init__(

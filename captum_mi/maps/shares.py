@@ -92,5 +92,5 @@ class Decision:
         slope = gradients_of(total, [alpha])[0] if total.requires_grad else None
         if slope is None:
             raise no_gradient(
-                "shares in it cannot be measured", "refine alpha with weighting='posterior'")
+                "shares in it cannot be measured", "leave out refine_steps")
         return -slope
