@@ -43,14 +43,14 @@ from captum_mi.model.inputs import check_inputs, check_types
 from captum_mi.model.modules import device_of, dtype_of
 from captum_mi.model.passes import Passes
 from captum_mi.model.preserve import isolated_randomness, left_as_found
+from captum_mi.model.sites import layers_of
+from captum_mi.model.strides import ChannelAxis
 from captum_mi.model.weights import WeightWatch, check_shapes, fingerprint, shapes
 from captum_mi.networks import Networks
 from captum_mi.outputs import OutputKind, PredictionKind
 from captum_mi.probing.design import Design, MarginalKind, Noise, widths
 from captum_mi.probing.map_input import unmatched
 from captum_mi.probing.named import Layers, Named, counterpart
-from captum_mi.probing.sites import layers_of
-from captum_mi.probing.strides import ChannelAxis
 from captum_mi.probing.structure import Structure
 from captum_mi.progress import bar
 from captum_mi.warn import warn

@@ -15,10 +15,10 @@ from captum_mi.critics import Critic, make_critic
 from captum_mi.grid import locals_of, n_positions, resize
 from captum_mi.heads import Head
 from captum_mi.inference import FixedAlpha, InferenceNetwork
+from captum_mi.model.sites import Site
 from captum_mi.moments import Moments
 from captum_mi.outputs import make_output
 from captum_mi.probing.design import Design
-from captum_mi.probing.sites import Site
 from captum_mi.probing.structure import Structure
 
 __all__ = ["LOCALS", "Bank", "Locals", "Networks"]

@@ -14,10 +14,10 @@ from torchvision.models.video import SwinTransformer3d
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.model.batches import Batch
+from captum_mi.model.sites import find_sites
+from captum_mi.model.strides import channels_are_last
 from captum_mi.probing.probe import _default_stages
-from captum_mi.probing.sites import find_sites
 from captum_mi.probing.stages import stage_layers
-from captum_mi.probing.strides import channels_are_last
 
 
 class Rearranged(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_mi.model.hooks import LayerOutput
-from captum_mi.probing.sites import Site, find_sites
+from captum_mi.model.sites import Site, find_sites
 
 #: How signed attributions become heat: as they are, their size, or what speaks for the target.
 Reduction = Literal["signed", "absolute", "positive"]

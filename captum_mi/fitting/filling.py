@@ -13,8 +13,8 @@ from captum_mi.fitting.first_passes import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.fitting.survey import Survey, Walk
 from captum_mi.grid import locals_of
+from captum_mi.model.sites import Site
 from captum_mi.networks import LOCALS, Locals, Networks
-from captum_mi.probing.sites import Site
 from captum_mi.progress import bar
 
 __all__ = ["even_rows", "fill_bank"]

@@ -13,7 +13,7 @@ from captum_mi.model.batches import Batch
 from captum_mi.model.hooks import LayerOutput
 from captum_mi.model.modules import device_of
 from captum_mi.model.passes import Pass, Passes
-from captum_mi.probing.sites import Site
+from captum_mi.model.sites import Site
 
 __all__ = ["FirstPasses"]
 

@@ -24,8 +24,8 @@ from captum_mi.model.gradients import gradients_of, no_gradient
 from captum_mi.model.graphs import Recorder
 from captum_mi.model.inputs import check_inputs
 from captum_mi.model.passes import Pass, Passes
+from captum_mi.model.sites import Site
 from captum_mi.networks import Locals, Networks
-from captum_mi.probing.sites import Site
 from captum_mi.progress import bar
 from captum_mi.warn import warn
 

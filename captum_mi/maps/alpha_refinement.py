@@ -10,9 +10,9 @@ from torch import Tensor
 from captum_mi.bottleneck import inject_noise
 from captum_mi.model.gradients import gradients_of
 from captum_mi.model.passes import Pass, Passes
+from captum_mi.model.sites import Site
 from captum_mi.networks import Networks
 from captum_mi.outputs import Output, make_prediction
-from captum_mi.probing.sites import Site
 
 __all__ = ["refine_alpha"]
 

@@ -17,8 +17,8 @@ from captum_mi.maps.question import Question
 from captum_mi.maps.readout import Readout
 from captum_mi.maps.weighting import Measured, weighted
 from captum_mi.model.hooks import LayerOutput
+from captum_mi.model.sites import Site
 from captum_mi.networks import Locals, Networks
-from captum_mi.probing.sites import Site
 
 __all__ = ["Evidence"]
 

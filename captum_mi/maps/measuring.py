@@ -13,8 +13,8 @@ from captum_mi.maps.shares import Decision
 from captum_mi.maps.weighting import Measured
 from captum_mi.model.inputs import all_finite
 from captum_mi.model.passes import Pass
+from captum_mi.model.sites import Site
 from captum_mi.probing.map_input import MapInput
-from captum_mi.probing.sites import Site
 
 __all__ = ["measure"]
 

@@ -24,8 +24,8 @@ from captum_mi.model.inputs import all_finite, check_finite
 from captum_mi.model.later import Later
 from captum_mi.model.modules import dtype_of
 from captum_mi.model.passes import Pass, Passes
+from captum_mi.model.sites import Site
 from captum_mi.networks import Locals
-from captum_mi.probing.sites import Site
 
 __all__ = ["Reader"]
 

@@ -26,7 +26,7 @@ from captum_mi.maps.readout import Readout
 from captum_mi.model.gradients import gradients_of, no_gradient
 from captum_mi.model.passes import Pass, Passes
 from captum_mi.model.replay import Replay
-from captum_mi.probing.sites import Site
+from captum_mi.model.sites import Site
 
 __all__ = ["LEVELS", "Decision"]
 

@@ -21,7 +21,7 @@ from captum_mi.model.hooks import (
 )
 from captum_mi.model.modules import device_of
 from captum_mi.model.replay import Replay
-from captum_mi.probing.sites import Site, layers_of
+from captum_mi.model.sites import Site, layers_of
 
 __all__ = ["Pass", "Passes"]
 

@@ -10,8 +10,8 @@ from captum_mi.choices import check_choice
 from captum_mi.critics import CriticKind
 from captum_mi.inference import InferenceKind
 from captum_mi.model.hooks import OnRepeat
+from captum_mi.model.strides import ChannelAxis
 from captum_mi.outputs import OutputKind, PredictionKind
-from captum_mi.probing.strides import ChannelAxis
 
 __all__ = ["Design", "MarginalKind", "Noise", "widths"]
 

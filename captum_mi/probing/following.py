@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from captum_mi.model.arguments import chunks, copied, replaced
 from captum_mi.model.hooks import OnRepeat, observe
-from captum_mi.probing.sites import Site
-from captum_mi.probing.strides import downsampled
+from captum_mi.model.sites import Site
+from captum_mi.model.strides import downsampled
 
 __all__ = ["following", "seeing"]
 

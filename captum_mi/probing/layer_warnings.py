@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from captum_mi.model.batches import Batch
 from captum_mi.model.hooks import LayerOutput, OnRepeat
+from captum_mi.model.sites import Site
 from captum_mi.probing.design import Design
 from captum_mi.probing.following import following, seeing
-from captum_mi.probing.sites import Site
 from captum_mi.warn import warn
 
 __all__ = ["warn_of_guesses", "warn_of_layers_of_other_inputs", "warn_of_other_places"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from captum_mi.model.arguments import replaced
-from captum_mi.probing.strides import ChannelAxis, channels_are_last
+from captum_mi.model.strides import ChannelAxis, channels_are_last
 
 __all__ = ["MapInput", "check_map_input", "find_map_input", "first_spatial_axis", "unmatched"]
 

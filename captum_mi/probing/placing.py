@@ -23,8 +23,8 @@ from captum_mi.model.batches import Batch
 from captum_mi.model.gradients import gradients_of
 from captum_mi.model.passes import Passes
 from captum_mi.model.preserve import isolated_randomness
+from captum_mi.model.sites import Site, layers_of
 from captum_mi.probing.map_input import MapInput
-from captum_mi.probing.sites import Site, layers_of
 
 __all__ = ["lattices_of"]
 

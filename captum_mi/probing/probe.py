@@ -15,6 +15,7 @@ from captum_mi.model.inputs import Signature, check_inputs
 from captum_mi.model.modules import modules_of
 from captum_mi.model.passes import Pass, Passes
 from captum_mi.model.replay import Replay
+from captum_mi.model.sites import Site, find_sites, layers_of
 from captum_mi.outputs import OutputKind, resolve_kind
 from captum_mi.probing.design import Design
 from captum_mi.probing.layer_warnings import (
@@ -25,7 +26,6 @@ from captum_mi.probing.layer_warnings import (
 from captum_mi.probing.map_input import find_map_input, first_spatial_axis
 from captum_mi.probing.named import Named, check_named
 from captum_mi.probing.sequences import reads_last_axis
-from captum_mi.probing.sites import Site, find_sites, layers_of
 from captum_mi.probing.stages import stage_layers
 from captum_mi.probing.structure import Structure
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from captum_mi.grid import n_positions
 from captum_mi.model.arguments import copied
 from captum_mi.model.hooks import observe
+from captum_mi.model.sites import Site, find_sites
+from captum_mi.model.strides import ChannelAxis, downsampled
 from captum_mi.probing.following import following
-from captum_mi.probing.sites import Site, find_sites
-from captum_mi.probing.strides import ChannelAxis, downsampled
 
 __all__ = ["stage_layers"]
 
@@ -53,7 +53,7 @@ def stage_layers(
         inputs: one batch.
         args: additional forward arguments.
         position_axes: number of position axes of the chosen layers.
-        channel_axis: see :func:`captum_mi.probing.sites.find_sites`.
+        channel_axis: see :func:`captum_mi.model.sites.find_sites`.
         map_input: index of the input that the layers must depend on; ``None`` for any.
     """
     found = _candidates(model, inputs, args, position_axes, channel_axis)

@@ -13,9 +13,9 @@ from captum_mi.grid import Lattice, Place
 from captum_mi.model.hooks import OnRepeat
 from captum_mi.model.inputs import Signature
 from captum_mi.model.passes import Passes
+from captum_mi.model.sites import Site, layers_of
 from captum_mi.outputs import OutputKind
 from captum_mi.probing.map_input import MapInput
-from captum_mi.probing.sites import Site, layers_of
 
 __all__ = ["Structure"]
 

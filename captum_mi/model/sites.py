@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_mi.model.hooks import LayerOutput
-from captum_mi.probing.strides import ChannelAxis, downsampled
+from captum_mi.model.strides import ChannelAxis, downsampled
 
 __all__ = ["Site", "find_sites", "layers_of"]
 
