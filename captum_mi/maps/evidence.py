@@ -183,4 +183,4 @@ class Evidence:
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
     first, *others = tensors
-    return sum(others, first) / len(tensors)
+    return sum(others, first) / len(tensors) if others else first
