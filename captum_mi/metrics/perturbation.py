@@ -75,9 +75,11 @@ def degradation(
 
         >>> images = torch.ones(2, 1, 2, 2)
         >>> maps = torch.tensor([[[3.0, 2.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 3.0]]])
-        >>> score = lambda x, target: x[:, 0, 0, 0]
-        >>> degradation(score, images, maps, torch.zeros(2, dtype=torch.long), tile=1).area
+        >>> case = lambda x, target: x[:, 0, 0, 0], images, maps, torch.zeros(2, dtype=torch.long)
+        >>> degradation(*case, tile=1).area
         tensor([ 0.7500, -0.7500])
+        >>> insertion(*case, tile=1, baseline=0), deletion(*case, tile=1)
+        (tensor([0.8750, 0.1250]), tensor([0.1250, 0.8750]))
     """
     rank = _relevance_rank(images, maps, tile)
     last = rank.shape[1] - 1
@@ -102,32 +104,10 @@ def deletion(
     """Area under the score while the most relevant tiles are deleted: lower is better.
 
     Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421. With the same baseline,
-    degradation is insertion - deletion.
-
-    Args:
-        score: ``(images, target) -> (N,)``.
-        images: ``(N, C, H, W)``.
-        maps: heat ``(N, H, W)``.
-        target: class of each image ``(N,)``.
-        tile: side of a tile in pixels; divides H and W.
-        baseline: what removed pixels become; broadcastable to the images.
-        batch_size: images per call of ``score``.
-        tiles_per_step: tiles removed between two points of a curve; more are coarser and cheaper.
+    degradation is insertion - deletion. Arguments, errors and an example: see :func:`degradation`.
 
     Returns:
         ``(N,)``.
-
-    Raises:
-        ValueError: for maps of another shape than the images', with NaN or Inf, a tile that does
-            not divide, or ``tiles_per_step`` below 1.
-
-    Example: the score is a pixel, which one map finds and the other does not::
-
-        >>> images = torch.ones(2, 1, 2, 2)
-        >>> maps = torch.tensor([[[3.0, 2.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 3.0]]])
-        >>> score = lambda x, target: x[:, 0, 0, 0]
-        >>> deletion(score, images, maps, torch.zeros(2, dtype=torch.long), tile=1)
-        tensor([0.1250, 0.8750])
     """
     rank = _relevance_rank(images, maps, tile)
     last = rank.shape[1] - 1
@@ -149,33 +129,15 @@ def insertion(
 ) -> Tensor:
     """Area under the score while the most relevant tiles are put in: higher is better.
 
-    Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421.
+    Source: Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421. Arguments, errors and an
+    example: see :func:`degradation`; the canvas is another one.
 
     Args:
-        score: ``(images, target) -> (N,)``.
-        images: ``(N, C, H, W)``.
-        maps: heat ``(N, H, W)``.
-        target: class of each image ``(N,)``.
-        tile: side of a tile in pixels; divides H and W.
         baseline: the canvas, broadcastable to the images; ``None`` for each image blurred
             beyond the size of a tile, by 2.5 pixels at least, as in the source.
-        batch_size: images per call of ``score``.
-        tiles_per_step: tiles removed between two points of a curve; more are coarser and cheaper.
 
     Returns:
         ``(N,)``.
-
-    Raises:
-        ValueError: for maps of another shape than the images', with NaN or Inf, a tile that does
-            not divide, or ``tiles_per_step`` below 1.
-
-    Example: the score is a pixel, which one map finds and the other does not::
-
-        >>> images = torch.ones(2, 1, 2, 2)
-        >>> maps = torch.tensor([[[3.0, 2.0], [1.0, 0.0]], [[0.0, 1.0], [2.0, 3.0]]])
-        >>> score = lambda x, target: x[:, 0, 0, 0]
-        >>> insertion(score, images, maps, torch.zeros(2, dtype=torch.long), tile=1, baseline=0)
-        tensor([0.8750, 0.1250])
     """
     # Tiles that are put in most relevant first are, backwards, removed least relevant first.
     rank = _relevance_rank(images, maps, tile)
