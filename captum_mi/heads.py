@@ -14,6 +14,9 @@ from captum_mi.critics import mlp
 
 __all__ = ["Head"]
 
+_RIDGE = 0.03  # of the mean square of the channels' weights
+_ROUNDS = 10
+
 
 class Head(nn.Sequential):
     """GELU network from locals ``(..., C)`` to parameters of ``q(y | x)``, which starts as r.
@@ -33,7 +36,7 @@ class Head(nn.Sequential):
         self.register_buffer("noise", torch.zeros(channels))
 
     @torch.no_grad()
-    def choose_noise(self, metric: Callable[[Tensor], Tensor]) -> None:
+    def choose_noise(self, metric: Callable[[Tensor], Tensor], each: bool = False) -> None:
         """Choose the noise of :meth:`pair`, a typical draw: one standard deviation along every
         axis by which channels would move the parameters, were all layers linear, and signs drawn
         once across these axes.
@@ -41,14 +44,19 @@ class Head(nn.Sequential):
         Args:
             metric: from changes of the parameters ``(size, n)`` to rows of which the squares are
                 to be told apart.
+            each: move each row by about its own standard deviation, as far as channels can, and
+                not only all rows together: for parameters that are read one by one.
         """
         first, *others = [layer.weight for layer in self if isinstance(layer, nn.Linear)]
-        rows = metric(first) if not others else (
-            torch.linalg.qr(metric(reduce(lambda a, b: b @ a, others)), mode="r").R @ first)
+        above = metric(reduce(lambda a, b: b @ a, others)) if others else None
+        rows = metric(first) if above is None else torch.linalg.qr(above, mode="r").R @ first
         axes = torch.linalg.svd(rows.cpu().double(), full_matrices=False).Vh
         generator = torch.Generator().manual_seed(0)
         signs = 1.0 - 2.0 * torch.randint(2, self.noise.shape, generator=generator).double()
-        self.noise.copy_(signs + (1.0 - axes @ signs) @ axes)
+        noise = signs + (1.0 - axes @ signs) @ axes
+        if each:
+            noise = _moving_each((rows if above is None else above @ first).cpu().double(), noise)
+        self.noise.copy_(noise)
 
     def pair(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters of two typical draws of ``mean + std * eps``, whose noise is opposite.
@@ -85,6 +93,22 @@ class Head(nn.Sequential):
         for layer in rest[1:]:
             one, other = layer(one), layer(other)
         return one, other
+
+
+def _moving_each(rows: Tensor, noise: Tensor) -> Tensor:
+    """Noise near a draw that moves each of the rows ``(n, C)`` by about its standard deviation.
+
+    What each row lacks, of whatever sign it moved by, is added by least squares, several times, as
+    signs may change with that; a ridge keeps the noise about as small as draws are. What all rows
+    move by in all is that of draws.
+    """
+    tiny = torch.finfo(rows.dtype).tiny
+    std, square = rows.norm(dim=1), rows.T @ rows
+    square.diagonal().add_(_RIDGE * square.diagonal().mean().clamp_min(tiny))
+    for _ in range(_ROUNDS):
+        moved = rows @ noise
+        noise = noise + torch.linalg.solve(square, (moved.sign() * std - moved) @ rows)
+    return noise * (std.norm().clamp_min(tiny) / (rows @ noise).norm().clamp_min(tiny))
 
 
 def _expected_gelu(mean: Tensor, variance: Tensor) -> Tensor:

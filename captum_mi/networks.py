@@ -189,7 +189,8 @@ class Networks(nn.Module):
     def choose_noise(self) -> None:
         """Choose the noise that readings of ``q(y | x')`` are means over, of trained heads."""
         for head in self.noised_heads:
-            head.choose_noise(self.output.metric)  # type: ignore[operator]
+            head.choose_noise(  # type: ignore[operator]
+                self.output.metric, each=self.output.independent)
 
     def head_pair(self, site: Site, z: Tensor, alpha_logit: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters ``(N, P, head_size)`` of ``q(y | x')``, for a typical pair of draws."""

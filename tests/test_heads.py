@@ -52,6 +52,27 @@ def test_the_noise_is_one_deviation_along_every_axis_that_tells(channels, size):
     torch.testing.assert_close(head.noise.square().mean(), torch.tensor(1.0), atol=0.3, rtol=0)
 
 
+@pytest.mark.parametrize("channels", [8, 32])
+def test_evidence_for_each_label_is_that_of_many_draws(channels):
+    """Two labels are nearly the same, and one is told by nothing."""
+    torch.manual_seed(0)
+    weight = torch.randn(6, channels) * 3 / channels**0.5
+    weight[1] = weight[0] + 0.2 * weight[1]
+    weight[2] = 0
+    head, output = Head(channels, (), 6).requires_grad_(False), make_output("bernoulli", (6,))
+    head[0].weight.copy_(weight)
+    head.choose_noise(output.metric, each=output.independent)
+    x, std = torch.randn(64, channels), torch.full((64, 1), 0.8)
+    every = output.evidence(head(x + std * torch.randn(4096, *x.shape))).mean(0)
+    one, other = head.pair(x, std)
+    off = ((output.evidence(one) + output.evidence(other)) / 2 - every).mean(0).abs()
+    at_the_mean = (output.evidence(head(x)) - every).mean(0)
+    told = [0, 1, 3, 4, 5]
+    assert (at_the_mean[told] > 0.05).all()
+    assert (off[told] < 0.15 * at_the_mean[told]).all()
+    assert off[2] < 1e-6
+
+
 @torch.no_grad()
 def test_readings_of_noised_features_are_those_of_many_draws(net, images, quick_fit):
     attr = quick_fit(

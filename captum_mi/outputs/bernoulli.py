@@ -14,13 +14,13 @@ from captum_mi.outputs.output import LOG_FLOOR, Output, check_probabilities, che
 __all__ = ["BernoulliOutput"]
 
 
-
 class BernoulliOutput(Output):
     """``size`` independent labels (or one), given as logits or as probabilities.
 
     A head returns logits relative to the marginal's.
     """
 
+    independent = True
     marginal_logits: Tensor
 
     def __init__(self, shape: Sequence[int], probabilities: bool = False) -> None:

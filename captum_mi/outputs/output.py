@@ -23,6 +23,9 @@ class Output(nn.Module):
     #: How many numbers per local representation a head returns.
     head_size: int
 
+    #: Whether evidence for a class comes from one of these numbers alone.
+    independent = False
+
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = tuple(shape)
