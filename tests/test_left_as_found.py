@@ -455,3 +455,31 @@ def test_hooks_of_the_user_see_what_modules_return():
     batches = [torch.randn(8, 3, 12, 12) for _ in range(2)]
     InfoBottleneckAttribution(model, "3").fit(batches, steps=5, progress=False)
     assert torch.stack(seen).isfinite().all()
+
+
+class Leaving(nn.Module):
+    """Leaves features, and a count, in attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.features = self.one(x)
+        return self.two(self.features).mean((2, 3))
+
+
+def test_what_the_model_leaves_in_attributes_is_as_before(images, quick_fit):
+    fresh, used = Leaving(), Leaving()
+    used(images)
+    features = used.features
+    for model in (fresh, used):
+        attr = quick_fit(InfoBottleneckAttribution(model, "two"), [images])
+        attr.attribute(images, 0)
+        attr.attribute(images, 0, refine_steps=2)
+    assert "features" not in vars(fresh)
+    assert fresh.calls == 0
+    assert used.features is features
+    assert used.calls == 1

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Model in eval mode, parameters without gradients; every flag and buffer restored after.
 
     Buffers of ``torch.nn``'s own modules do not change in eval mode. Those of other modules are
-    copied, so that a counter or a cache in the user's code is put back too.
+    copied, and their attributes noted, so that a counter, a cache or features that the user's code
+    leaves there are put back too.
 
     Of several threads with models that share modules or parameters one is inside at a time, and
     the others wait: each would put back what another had set.
@@ -94,13 +96,14 @@ def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
         if parameter is not None
     ]
     requires_grad = [parameter.requires_grad for parameter in parameters]
+    own = [module for module in modules if not type(module).__module__.startswith("torch.nn.")]
     buffers = [
         (module, name, buffer, buffer.clone())
-        for module in modules
-        if module._buffers and not type(module).__module__.startswith("torch.nn.")
+        for module in own if module._buffers
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
+    attributes = [(vars(module), dict(vars(module))) for module in own]
     try:
         if any(training):  # slow to set: a call of one image would notice
             model.eval()
@@ -110,11 +113,22 @@ def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
         if [module.training for module in modules] != training:
             _set_training(modules, training)
         _set_requires_grad(parameters, requires_grad)
+        for now, found in attributes:
+            _set_back(now, found)
         with torch.no_grad():
             for module, name, buffer, saved in buffers:
                 setattr(module, name, buffer)
                 if buffer.layout is torch.strided and not torch.equal(buffer, saved):
                     buffer.copy_(saved)
+
+
+def _set_back(now: dict[str, Any], found: dict[str, Any]) -> None:
+    """Attributes to those that were found."""
+    for name in now.keys() - found.keys():
+        del now[name]
+    for name, value in found.items():
+        if now.get(name) is not value:
+            now[name] = value
 
 
 def _set_training(modules: list[nn.Module], training: list[bool]) -> None:
