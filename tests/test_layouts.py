@@ -14,6 +14,7 @@ from torchvision.models.video import SwinTransformer3d
 
 from captum_mi import InfoBottleneckAttribution, LayerInfoBottleneckAttribution
 from captum_mi.model.batches import Batch
+from captum_mi.model.passes import Passes
 from captum_mi.model.sites import find_sites
 from captum_mi.model.strides import channels_are_last
 from captum_mi.probing.probe import _default_stages
@@ -842,6 +843,7 @@ def test_sequences_that_attention_mixes_are_read_along_their_length_whatever_the
 
     torch.manual_seed(0)
     model = Attending().eval()
-    design = InfoBottleneckAttribution(model).design
-    found = [_default_stages(model, Batch((torch.randn(32, 20, 32),)), design) for _ in range(10)]
+    design, passes = InfoBottleneckAttribution(model).design, Passes(model, [])
+    found = [
+        _default_stages(passes, Batch((torch.randn(32, 20, 32),)), design) for _ in range(10)]
     assert {design.channel_axis for _, design in found} == {"last"}

@@ -60,6 +60,8 @@ class Reader:
         self.networks = fit.networks
         self.readout = Readout.of(fit.networks, passes.downstream, dtype_of(passes.model))
         self.layers = self._captured()
+        for site in self.networks.all_sites:
+            site.check_rows(self.layers, len(inputs[0]))
         self._sums = self._ask()
 
     def _captured(self) -> dict[str, LayerOutput]:

@@ -141,6 +141,23 @@ class Passes:
             layer: _on_parts({site: noised[site] for site in noised if site.layer == layer})
             for layer in layers_of(noised)
         }
+        return self.replaced(inputs, args, transforms, before)
+
+    def replaced(
+        self,
+        inputs: tuple[Tensor, ...],
+        args: tuple[Any, ...],
+        transforms: dict[str, Callable[[LayerOutput], LayerOutput]],
+        before: Replay | None = None,
+    ) -> Pass:
+        """Run the model with outputs of layers passed through functions.
+
+        Args:
+            inputs: one batch.
+            args: additional forward arguments of the batch.
+            transforms: a function for each layer.
+            before: as for :meth:`second`.
+        """
         before = before or Replay()
         calls = before.calls
         if self.on_repeat == "last" and not calls:

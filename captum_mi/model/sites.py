@@ -65,6 +65,16 @@ class Site:
         last = features[:, self.prefix :].movedim(-1, 1)
         return last.unflatten(2, self.grid) if self.layout == "tokens" else last
 
+    def check_rows(self, outputs: dict[str, LayerOutput], n: int) -> None:
+        """Raise ValueError if captured features do not have a row for each of n examples."""
+        rows = len(self.of(outputs))
+        if rows != n:
+            raise ValueError(
+                f"layer {self.name!r} returned {rows} rows for {n} examples; expected one row for "
+                "each example, the batch first. A layer that returns a state too, such as "
+                "nn.GRU, needs a module around it that returns its output alone"
+            )
+
     def put(self, features: Tensor, new: Tensor) -> Tensor:
         """Features as the layer returns them, with this site's replaced: inverse of ``view``."""
         if self.layout == "channels_first":

@@ -8,12 +8,31 @@ from torch import Tensor, nn
 
 from captum_mi.model.batches import Batch
 from captum_mi.model.hooks import LayerOutput, OnRepeat
+from captum_mi.model.passes import Passes
 from captum_mi.model.sites import Site
+from captum_mi.probing.deciding import deciding
 from captum_mi.probing.design import Design
 from captum_mi.probing.following import following, seeing
 from captum_mi.warn import warn
 
-__all__ = ["warn_of_guesses", "warn_of_layers_of_other_inputs", "warn_of_other_places"]
+__all__ = [
+    "warn_of_guesses",
+    "warn_of_layers_beside",
+    "warn_of_layers_of_other_inputs",
+    "warn_of_other_places",
+]
+
+
+def warn_of_layers_beside(passes: Passes, layers: Sequence[str], batch: Batch) -> None:
+    """What a layer knows that the prediction does not rest on is no reason for the decision."""
+    found = deciding(passes, layers, batch.inputs, batch.additional_forward_args)
+    for layer in layers:
+        if layer not in found:
+            warn(
+                f"the prediction is the same whatever layer {layer!r} returns, so that a map read "
+                "there tells nothing about the decision; choose a layer that the output is "
+                "computed from"
+            )
 
 
 def warn_of_layers_of_other_inputs(

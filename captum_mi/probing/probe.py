@@ -20,6 +20,7 @@ from captum_mi.outputs import OutputKind, resolve_kind
 from captum_mi.probing.design import Design
 from captum_mi.probing.layer_warnings import (
     warn_of_guesses,
+    warn_of_layers_beside,
     warn_of_layers_of_other_inputs,
     warn_of_other_places,
 )
@@ -41,7 +42,7 @@ def _default_layers(stages: list[str]) -> list[str]:
     return stages[-3:-1] or stages
 
 
-def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[list[str], Design]:
+def _default_stages(passes: Passes, batch: Batch, design: Design) -> tuple[list[str], Design]:
     """Stages with the position axes of the inputs, or of the one that the map belongs to.
 
     Features of sequences ``(N, L, C)`` may look like those of signals ``(N, C, L)``. Where they
@@ -56,11 +57,12 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
     """
     mapped = batch.inputs if design.map_input is None else (batch.inputs[design.map_input],)
     axes = max(_position_axes(x) for x in mapped)
-    stages = _stages(model, batch, axes, design) if axes > 0 else []
+    model = passes.model
+    stages = _stages(passes, batch, axes, design) if axes > 0 else []
     lengths = {x.shape[1] for x in mapped if x.dim() == 3}
     if design.channel_axis is None and lengths:
         last = dataclasses.replace(design, channel_axis="last")
-        others = _stages(model, batch, axes, last)
+        others = _stages(passes, batch, axes, last)
         if (len(others) > len(stages) or reads_last_axis(model, others)) and (
                 _keep_length(model, batch, last, others, lengths)):
             return others, last
@@ -85,10 +87,10 @@ def _default_stages(model: nn.Module, batch: Batch, design: Design) -> tuple[lis
     return stages, design
 
 
-def _stages(model: nn.Module, batch: Batch, axes: int, design: Design) -> list[str]:
+def _stages(passes: Passes, batch: Batch, axes: int, design: Design) -> list[str]:
     return stage_layers(
-        model, batch.inputs, batch.additional_forward_args, axes, design.channel_axis,
-        design.map_input)
+        passes.model, batch.inputs, batch.additional_forward_args, axes, design.channel_axis,
+        design.map_input, passes)
 
 
 def _keep_length(
@@ -138,13 +140,7 @@ class _Look:
 
     def check_rows(self, n: int) -> None:
         for site in self.sites(list(self._found)):
-            rows = len(site.of(self.first.layers))
-            if rows != n:
-                raise ValueError(
-                    f"layer {site.name!r} returned {rows} rows for {n} examples; expected one "
-                    "row for each example, the batch first. A layer that returns a state too, "
-                    "such as nn.GRU, needs a module around it that returns its output alone"
-                )
+            site.check_rows(self.first.layers, n)
 
     def check_axes(self, axes: int) -> None:
         for site in self.sites(list(self._found)):
@@ -179,21 +175,22 @@ def probe(
         return _Look(model, batch, design, named, downstream, layers)
 
     stages: list[str] | None = None
+    whole = Passes(model, [], named.global_layer, design.on_repeat, downstream)
     if named.layers:
         design = _named_design(model, batch, design, named.layers)
     else:
-        stages, design = _default_stages(model, batch, design)
+        stages, design = _default_stages(whole, batch, design)
     layers = named.layers or _default_layers(stages or [])
     check_named(layers, named.head_layers or [])
     look = look_at(*layers, *(named.head_layers or ()), *(named.context_layers or ()))
     look.check_rows(len(inputs[0]))
     sites = look.sites(layers)
-    _warn_of(look, model, batch, design, named, sites)
+    _warn_of(look, whole, batch, design, named, sites)
     axes = max(site.position_axes for site in sites)
     heads, context = named.head_layers, named.context_layers
     if heads is None or context is None:
         if stages is None:
-            stages = _stages(model, batch, axes, design)
+            stages = _stages(whole, batch, axes, design)
         if heads is None:
             heads = [name for name in stages[-1:] if axes and name not in layers]
         if context is None:
@@ -225,10 +222,11 @@ def probe(
 
 
 def _warn_of(
-    look: _Look, model: nn.Module, batch: Batch, design: Design, named: Named,
+    look: _Look, whole: Passes, batch: Batch, design: Design, named: Named,
     sites: Sequence[Site],
 ) -> None:
     """Of layers that were named, and whose maps may not be what the user expects."""
+    model = whole.model
     if design.channel_axis is None:
         warn_of_guesses(model, sites, look.first.layers, batch.inputs)
     if design.map_input is not None and len(batch.inputs) > 1:
@@ -236,6 +234,9 @@ def _warn_of(
             model, layers_of(sites), batch, design.map_input, design.on_repeat)
     if named.layers is not None:
         warn_of_other_places(model, sites, batch, design)
+    if design.on_repeat == "error":
+        asked = [*(named.layers or ()), *(named.head_layers or ())]
+        warn_of_layers_beside(whole, asked, batch)
 
 
 def _check_downstream(prediction: Tensor, n: int) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from captum_mi.grid import n_positions
 from captum_mi.model.arguments import copied
 from captum_mi.model.hooks import observe
+from captum_mi.model.passes import Passes
 from captum_mi.model.sites import Site, find_sites
 from captum_mi.model.strides import ChannelAxis, downsampled
+from captum_mi.probing.deciding import deciding
 from captum_mi.probing.following import following
 
 __all__ = ["stage_layers"]
@@ -33,6 +35,7 @@ def stage_layers(
     position_axes: int,
     channel_axis: ChannelAxis | None = None,
     map_input: int | None = None,
+    passes: Passes | None = None,
 ) -> list[str]:
     """The last block of every stage: of each grid of positions, the outermost last layer.
 
@@ -45,6 +48,7 @@ def stage_layers(
     - features without a row for each example,
     - grids that are not the inputs' at a stride for each axis,
     - positions that do not follow the inputs' (:func:`captum_mi.probing.following.following`),
+    - layers that the prediction does not depend on (:func:`captum_mi.probing.deciding.deciding`),
     - adaptive pooling that repeats positions of a grid smaller than its own,
     - grids found deep inside of blocks alone.
 
@@ -55,17 +59,21 @@ def stage_layers(
         position_axes: number of position axes of the chosen layers.
         channel_axis: see :func:`captum_mi.model.sites.find_sites`.
         map_input: index of the input that the layers must depend on; ``None`` for any.
+        passes: of the model, which know y and the prediction; ``None`` for its output.
     """
     found = _candidates(model, inputs, args, position_axes, channel_axis)
+    passes = passes or Passes(model, [])
 
-    def following_of(names: Iterable[str]) -> list[str]:
+    def followed(names: Iterable[str]) -> list[str]:
         sites = {name: found[name][0] for name in names}
         return following(model, sites, inputs, args, map_input)
 
     stages = _stages(model, {name: grid for name, (_, grid) in found.items()})
-    if len(following_of(stages)) == len(stages):
+    if stages == followed(stages) == deciding(passes, stages, inputs, args):
         return stages
-    return _stages(model, {name: found[name][1] for name in following_of(found)})
+    names = followed(found)
+    names = deciding(passes, names, inputs, args) or names  # the fit says that none does
+    return _stages(model, {name: found[name][1] for name in names})
 
 
 def _stages(model: nn.Module, grids: Mapping[str, tuple[int, ...]]) -> list[str]:
