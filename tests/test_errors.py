@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -270,6 +271,28 @@ def test_inputs_of_different_lengths(quick_fit):
     quick_fit(attr, [((x, rows.expand(8, 4)), None)])
     with pytest.raises(ValueError, match=message):
         attr.attribute((x, rows), 0)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(1, dtype=torch.long), torch.zeros(()),
+                                    torch.zeros(33, dtype=torch.long)])
+def test_as_many_labels_as_examples(net, images, quick_fit, labels):
+    shape = re.escape(str(tuple(labels.shape)))
+    batch = Batch((images,), labels)
+    with pytest.raises(ValueError, match=f"labels of shape {shape} came with 32 examples"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), [batch], task="labels")
+
+
+@pytest.mark.parametrize("loader", [None, lambda: [torch.randn(4, 3, 12, 12)]])
+def test_a_loader_that_cannot_be_walked(net, quick_fit, loader):
+    with pytest.raises(TypeError, match=f"got a {type(loader).__name__}, which cannot be walked"):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), loader)
+
+
+def test_a_batch_that_was_meant_to_be_a_loader(net, images, quick_fit):
+    labels = torch.zeros(32, dtype=torch.long)
+    message = r"batches differ: input 0 has dtype int64; .* is \[\(inputs, labels\)\]"
+    with pytest.raises(TypeError, match=message):
+        quick_fit(InfoBottleneckAttribution(net, "stage2"), (images, labels))
 
 
 def test_labels_that_are_no_tensor(net, images, quick_fit):

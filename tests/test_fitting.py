@@ -356,3 +356,9 @@ def test_doubles_are_told_apart_by_all_their_bits():
     seconds = 1.7e9 + torch.randn(64, 1, 4, dtype=torch.float64)
     assert len(set(example_keys(seconds).tolist())) == 64
     assert torch.equal(example_keys(seconds.half()), example_keys(seconds.half().float()))
+
+
+def test_complex_numbers_are_told_apart_by_both_parts():
+    waves = 1j * torch.randn(64, 1, 4)
+    for same in (waves, waves.conj().resolve_conj().conj()):
+        assert len(set(example_keys(same).tolist())) == 64

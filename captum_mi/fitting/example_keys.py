@@ -37,8 +37,8 @@ def example_keys(x: Tensor) -> Tensor:
 
 def _bits(x: Tensor) -> Tensor:
     """Rows ``(N, elements)`` of integers; floating-point numbers by their 32 bits, doubles by two
-    halves of theirs."""
-    rows = x.reshape(len(x), -1)
+    halves of theirs, complex ones by their two parts."""
+    rows = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(len(x), -1)
     if not rows.is_floating_point():
         return rows.long()
     rows = rows if rows.dtype == torch.float64 else rows.float()

@@ -91,7 +91,7 @@ def fit_networks(
         if base is not None:
             networks, firsts = prepared(structure, 0)
             teacher = structure.passes(model, design.on_repeat, downstream, amp)
-            surveyed = survey(firsts, networks, walk, settings)
+            surveyed = survey(firsts, networks, walk, settings, structure.signature)
             with _trainable(base):
                 train(firsts, networks, walk, surveyed, settings, teacher)
             structure = _placed(structure, trained, design, downstream, first)
@@ -100,7 +100,7 @@ def fit_networks(
             recorder = Recorder(may_wait=True, most=_MOST_STEPS, most_bytes=_MOST_BYTES)
         remembers = structure.resumes and recorder is None
         networks, firsts = prepared(structure, settings.cache_bytes if remembers else 0)
-        surveyed = survey(firsts, networks, walk, settings)
+        surveyed = survey(firsts, networks, walk, settings, structure.signature)
         history = train(firsts, networks, walk, surveyed, settings, recorder=recorder)
         networks.choose_noise()
         fill_bank(firsts, networks, walk, surveyed, settings)

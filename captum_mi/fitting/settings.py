@@ -71,4 +71,10 @@ class Settings:
                 f"task='labels' needs labels; the loader yielded {got}. Yield (inputs, labels), "
                 "or use task='prediction'"
             )
+        n, shape = len(batch.inputs[0]), tuple(batch.labels.shape)
+        if shape[:1] != (n,):
+            raise ValueError(
+                f"labels of shape {shape} came with {n} examples; expected a label, or a row of "
+                "labels, for each example"
+            )
         return [batch.labels]

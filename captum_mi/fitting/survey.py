@@ -13,7 +13,7 @@ from captum_mi.fitting.example_keys import example_bits
 from captum_mi.fitting.first_passes import FirstPasses
 from captum_mi.fitting.settings import Settings
 from captum_mi.model.batches import Batch
-from captum_mi.model.inputs import all_finite, check_inputs
+from captum_mi.model.inputs import Signature, all_finite, check_inputs
 from captum_mi.model.modules import device_of
 from captum_mi.moments import StreamingMoments
 from captum_mi.networks import Networks
@@ -67,14 +67,17 @@ class _Seen:
 
 
 @torch.no_grad()
-def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settings) -> Survey:
+def survey(
+    firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settings, signature: Signature
+) -> Survey:
     """Set the moments of features, and the marginals of y and of the predictions.
 
     Raises:
-        ValueError: for NaN or Inf in inputs, features or outputs, or labels out of range.
+        ValueError: for NaN or Inf in inputs, features or outputs, labels out of range, or batches
+            of other inputs than the first.
     """
     device, asked = device_of(firsts.passes.model), networks.design
-    seen = _seen(firsts, networks, walk, settings)
+    seen = _seen(firsts, networks, walk, settings, signature)
     if asked.output is None and asked.prediction is None:
         warn_if_probabilities(networks.output, seen.y, (
             "Pass output='probabilities' if they are probabilities, or output='categorical' if "
@@ -103,7 +106,9 @@ def survey(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settin
     )
 
 
-def _seen(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settings) -> _Seen:
+def _seen(
+    firsts: FirstPasses, networks: Networks, walk: Walk, settings: Settings, signature: Signature
+) -> _Seen:
     """Walk over the data and set the moments of features."""
     streams = {site: StreamingMoments() for site in networks.all_sites}
     model, dtype = firsts.passes.model, networks.global_moments.mean.dtype
@@ -114,6 +119,7 @@ def _seen(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Setting
     shown = bar(
         walk(), "fit 1/3: moments", "batch", settings.progress, firsts.batches, stays=False)
     for batch in shown:
+        _check_alike(batch, signature)
         check_inputs(batch.inputs, model)
         first = firsts.surveyed(batch)
         kept = f"{firsts.bytes / 2**20:.0f} MiB kept" if firsts.bytes else ""
@@ -133,6 +139,17 @@ def _seen(firsts: FirstPasses, networks: Networks, walk: Walk, settings: Setting
         y, _of_all(predictions, held_out.device) if predictions else y, labels,
         sum(map(len, ys)), int(ranks.total(held_out)),
     )
+
+
+def _check_alike(batch: Batch, signature: Signature) -> None:
+    """Raise where a batch has other inputs than the first one had."""
+    try:
+        signature.check(batch.inputs)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"the loader's batches differ: {error}. (A loader of one batch of inputs and labels "
+            "is [(inputs, labels)])"
+        ) from None
 
 
 def _task_output(firsts: FirstPasses, networks: Networks, predictions: Tensor) -> Output:
@@ -172,6 +189,7 @@ def _finite(tensor: Tensor, name: str) -> Tensor:
     if not all_finite(tensor):
         raise ValueError(
             f"{name} holds NaN or Inf; the model must be finite on the fitting data (a model "
-            "that overflows in half precision may need amp=False)"
+            "that overflows in half precision may need amp=False, and a class that is ruled out a "
+            "large negative logit instead of -inf)"
         )
     return tensor

@@ -113,6 +113,12 @@ class Data:
                 "yields single examples. Pass DataLoader(dataset, batch_size), DataLoader("
                 "dataset, batch_size=None) if its items are batches, or [images] for one batch"
             )
+        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+            raise TypeError(
+                f"expected a loader that yields batches, such as a DataLoader; got a "
+                f"{type(loader).__name__}, which cannot be walked. A function that makes the "
+                "loader is to be called"
+            )
         iterator = iter(loader)
         if iterator is loader:
             raise TypeError(
