@@ -116,8 +116,8 @@ class BottleneckAttribution(InternalAttribution):
                 Default: as for the model's output.
             marginal: the marginal of the downstream function's classes: its mean prediction
                 over the fitting ``"data"``, or ``"uniform"``, where the classes change.
-            alpha: noise coefficient by hand, in [0, 1]: a number, or a tensor of the shape of
-                the finest chosen layer's positions. Default: inferred.
+            alpha: noise coefficient by hand, in [0, 1]: a number, or a tensor ``(*positions)``,
+                which is resized to each layer's grid. Default: inferred.
             noise: ``"matched"`` standardises each channel with its moments over the fitting
                 data before mixing; ``"standard"`` mixes N(0, 1) into the raw features.
             inference: ``"conv"`` or ``"mlp"`` (one position at a time).

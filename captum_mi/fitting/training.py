@@ -346,8 +346,8 @@ def _warn_of(trainer: Trainer, history: History) -> None:
     surveyed = trainer.surveyed
     if trainer.critics and not any(history.info_nce):
         warn(
-            "the critics were not trained: batches of one example have no negatives. Fit with "
-            "larger batches for estimator='infomax', or pass beta1=0"
+            "the critics were not trained: they cannot tell the pairs of one example, or of equal "
+            "ones, from others. Fit with larger batches for estimator='infomax', or pass beta1=0"
         )
     if not surveyed.holds_out:
         warn(
