@@ -847,3 +847,21 @@ def test_sequences_that_attention_mixes_are_read_along_their_length_whatever_the
     found = [
         _default_stages(passes, Batch((torch.randn(32, 20, 32),)), design) for _ in range(10)]
     assert {design.channel_axis for _, design in found} == {"last"}
+
+
+def test_rows_that_were_examples_only_in_the_fit():
+    """Time comes first in the layer; in the fit there were as many examples as times."""
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turned, self.top = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.top(self.turned(x.transpose(0, 1)).mean(0))
+
+    attr = LayerInfoBottleneckAttribution(TimeFirst(), "turned", channel_axis="last")
+    x = torch.randn(8, 8, 3)
+    with pytest.warns(UserWarning, match="do not follow an input"):
+        attr.fit([x], 2, progress=False, bank_size=16)
+    with pytest.raises(ValueError, match="'turned' returned 8 rows for 4 examples"):
+        attr.attribute(x[:4], 0)
