@@ -483,3 +483,25 @@ def test_what_the_model_leaves_in_attributes_is_as_before(images, quick_fit):
     assert fresh.calls == 0
     assert used.features is features
     assert used.calls == 1
+
+
+class Building(nn.Module):
+    """Makes its classifier in its first pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.built = nn.Conv2d(3, 4, 3, padding=1), False
+
+    def forward(self, x):
+        code = self.conv(x)
+        if not self.built:
+            self.top, self.built = nn.Linear(4, 3), True
+        return self.top(code.mean((2, 3)))
+
+
+def test_what_a_model_builds_in_its_first_pass_stays(images, quick_fit):
+    model = Building()
+    attr = quick_fit(InfoBottleneckAttribution(model, "conv"), [images])
+    top = model.top
+    attr.attribute(images, 0)
+    assert model.top is top

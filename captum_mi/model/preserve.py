@@ -103,7 +103,7 @@ def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    attributes = [(vars(module), dict(vars(module))) for module in own]
+    attributes = [(module, dict(vars(module)), _registered(module)) for module in own]
     try:
         if any(training):  # slow to set: a call of one image would notice
             model.eval()
@@ -113,13 +113,19 @@ def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
         if [module.training for module in modules] != training:
             _set_training(modules, training)
         _set_requires_grad(parameters, requires_grad)
-        for now, found in attributes:
-            _set_back(now, found)
+        for module, found, registered in attributes:
+            if _registered(module) == registered:  # else it has built itself, which is to stay
+                _set_back(vars(module), found)
         with torch.no_grad():
             for module, name, buffer, saved in buffers:
                 setattr(module, name, buffer)
                 if buffer.layout is torch.strided and not torch.equal(buffer, saved):
                     buffer.copy_(saved)
+
+
+def _registered(module: nn.Module) -> set[str]:
+    """Names of parameters, buffers and modules that it holds."""
+    return {*module._parameters, *module._buffers, *module._modules}
 
 
 def _set_back(now: dict[str, Any], found: dict[str, Any]) -> None:
