@@ -125,7 +125,7 @@ def _put_back(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
 
 def _registered(module: nn.Module) -> set[str]:
     """Names of parameters, buffers and modules that it holds."""
-    return {*module._parameters, *module._buffers, *module._modules}
+    return {*module._parameters.keys(), *module._buffers.keys(), *module._modules.keys()}
 
 
 def _set_back(now: dict[str, Any], found: dict[str, Any]) -> None:
