@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -154,23 +157,16 @@ def main() -> None:
 def run_all(
     cases: list[tuple[float, bool]], options: argparse.Namespace
 ) -> dict[tuple[float, bool], list[dict[str, float]]]:
-    """All seeds of all cases, in processes of one thread each."""
-    with ProcessPoolExecutor(
-        options.workers, get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
-        futures = {
-            pool.submit(
-                estimate, truth, cubed, seed, options.steps, options.batch, options.fresh
-            ): (truth, cubed, seed)
-            for truth, cubed in cases
-            for seed in range(options.seeds)
-        }
-        for _ in tqdm(as_completed(futures), total=len(futures), desc="runs"):
-            pass
-    return {
-        case: [future.result() for future, run in futures.items() if run[:2] == case]
-        for case in cases
-    }
+    """All seeds of all cases, in processes of one thread each, or one after the other here."""
+    run = partial(estimate, steps=options.steps, batch=options.batch, fresh=options.fresh)
+    runs = [(*case, seed) for case in cases for seed in range(options.seeds)]
+    with ExitStack() as stack:
+        each: Callable[..., Iterable[dict[str, float]]] = map
+        if options.workers > 1:
+            each = stack.enter_context(ProcessPoolExecutor(
+                options.workers, get_context("spawn"), torch.set_num_threads, (1,))).map
+        found = list(tqdm(each(run, *zip(*runs)), total=len(runs), desc="runs"))
+    return {case: [one for one, made in zip(found, runs) if made[:2] == case] for case in cases}
 
 
 def allowance(truth: float, cubed: bool) -> float | None:

@@ -299,7 +299,6 @@ def test_channels_come_first_where_both_would_do(shape, stride, padding):
     ("swin_t", (64, 64), ["features.1", "features.3", "features.5", "permute"]),
     ("swin_v2_t", (64, 64), ["features.1", "features.3", "features.5", "permute"]),
     ("vgg11", (64, 64), ["features.9", "features.14", "features.19", "features"]),
-    ("vgg11", (224, 224), ["features.9", "features.14", "features.19", "avgpool"]),
     ("mc3_18", (4, 32, 32), ["layer1", "layer2", "layer3", "layer4"]),
     ("r2plus1d_18", (8, 32, 32), ["layer1", "layer2", "layer3", "layer4"]),
     ("swin3d_t", (8, 64, 64), ["pos_drop", "features.2", "features.4", "norm"]),
@@ -308,6 +307,15 @@ def test_stages_of_torchvision_networks(name, size, expected):
     factory = torchvision.models.get_model
     x = torch.randn(2, 3, *size)
     assert stage_layers(factory(name).eval(), (x,), (), len(size)) == expected
+
+
+def test_a_pool_that_changes_nothing_ends_the_last_stage():
+    """As in a VGG at the resolution that it is made for: 7 x 7 positions pooled to 7 x 7."""
+    widths = [8, "M", 8, "M", 8, 8, "M", 8, 8, "M", 8, 512, "M"]
+    model = torchvision.models.VGG(
+        torchvision.models.vgg.make_layers(widths), init_weights=False).eval()
+    stages = stage_layers(model, (torch.randn(2, 3, 224, 224),), (), 2)
+    assert stages == ["features.9", "features.14", "features.19", "avgpool"]
 
 
 def test_stages_of_dilated_convolutions():

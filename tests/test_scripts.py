@@ -79,9 +79,9 @@ def jpeg(image: torch.Tensor) -> np.ndarray:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def thin_resnet():
+def thin_resnet(num_classes=6):
     """Of ResNets' layers, for scripts that run a network thousands of times."""
-    model = DigitResNet((8, 16, 16, 32), 6)
+    model = DigitResNet((8, 16, 16, 32), num_classes)
     model.conv1 = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
     return model
 
@@ -139,7 +139,8 @@ FEW_SHOT = ("--encoder", "resnet18", "--size", 32, "--ways", 3, "--queries", 2, 
 def test_cub_example_trains_resumes_and_explains(novel_classes):
     out = novel_classes.parent / "cub"
     command = ("examples/cub_protonet.py", "--data", novel_classes, *FEW_SHOT, "--epochs", 1,
-               "--per-epoch", 2, "--pretrain", 1, "--batch", 8, "--out", out)
+               "--per-epoch", 2, "--pretrain", 1, "--batch", 8, "--fit", out / "fit.safetensors",
+               "--out", out)
     assert "3-way 1-shot on novel classes" in run(*command)
     assert run(*command).count("resuming after epoch 1 of 1") == 2
     for name in ("queries", "support", "history"):
@@ -160,8 +161,8 @@ def test_few_shot_benchmark(novel_classes):
 
 def test_representation_analysis(tmp_path):
     printed = run(
-        "examples/representation_analysis.py", "--train", 32, "--test", 12, "--epochs", 1,
-        "--steps", 1, "--batch", 16, "--out", tmp_path,
+        "examples/representation_analysis.py", "--train", 16, "--test", 8, "--epochs", 1,
+        "--steps", 1, "--batch", 8, "--layers", "layer3", "--out", tmp_path,
     )
     assert "| quadrant | layer3 |" in printed
     for name in ("information", "plane", "maps_digit", "maps_quadrant"):
@@ -181,7 +182,7 @@ def test_representation_analysis_of_two_networks(photographs):
 def test_representation_benchmark(tmp_path):
     printed = run(
         "benchmarks/representation.py", "--train", 64, "--test", 16, "--epochs", 1, "--steps", 1,
-        "--out", tmp_path / "representation",
+        "--alphas", 0.5, "--out", tmp_path / "representation",
     )
     assert "| entropy of the factor | 3.2" in printed
     for name in ("maps", "layers", "factors"):
@@ -197,8 +198,10 @@ def test_sanity_benchmark(tmp_path):
     assert len((tmp_path / "sanity.csv").read_text().splitlines()) == 7
 
 
-def test_speed_benchmark(tmp_path):
-    run("benchmarks/speed.py", "--models", "shufflenet_v2_x0_5", "--batches", 1, "--sizes",
+def test_speed_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        torchvision.models, "get_model", lambda _, num_classes: thin_resnet(num_classes))
+    run("benchmarks/speed.py", "--models", "thin", "--batches", 1, "--sizes",
         32, "--classes", 5, "--repeats", 1, "--peers", "--growth", "--calls", 5,
         "--out", tmp_path / "speed")
     assert len((tmp_path / "speed_attribution.csv").read_text().splitlines()) == 1 + 11
