@@ -79,7 +79,7 @@ class Parts:
         self.sufficient, self.general, self.expected = [], [], []
         self.odds, self.clean_odds = [], []
         for site in networks.sites + networks.head_sites:
-            clean = networks.head(site, z[site], "clean")
+            clean = networks.clean_head(site, z[site])
             self.general.append(grid(output.evidence_for(clean, index), site))
             self.clean_odds.append(grid(output.log_odds_ratio(clean, index), site))
             if site in networks.sites:

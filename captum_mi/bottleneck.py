@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MAX_LOGIT", "antithetic_draws", "bounded_logit", "capacity", "inject_noise", "keep",
-           "logit_of", "mean_signal", "shared_noise"]
+__all__ = ["MAX_LOGIT", "antithetic_draws", "bounded_logit", "capacity", "denoised",
+           "inject_noise", "keep", "logit_of", "mean_signal", "shared_noise"]
 
 #: Bound on the logits of an alpha that is set by hand. ``sigmoid(50)`` rounds to 1 in float64.
 MAX_LOGIT = 50.0
@@ -56,6 +56,21 @@ def inject_noise(z: Tensor, alpha_logit: Tensor, noise: Tensor) -> Tensor:
         noise: broadcastable to ``z``, standard normal.
     """
     return keep(alpha_logit) * z + torch.sigmoid(alpha_logit) * noise
+
+
+def denoised(z_noised: Tensor, alpha_logit: Tensor) -> Tensor:
+    r"""Posterior mean of the clean features: what is expected of z where z' is seen.
+
+    .. math:: E[z \mid z'] = \frac{1 - \alpha}{(1 - \alpha)^2 + \alpha^2} \, z'
+
+    if z is standard normal, as it nearly is. It is 0 where alpha is 1.
+
+    Args:
+        z_noised: ``(N, C, *positions)``, noised features z'.
+        alpha_logit: broadcastable to them.
+    """
+    kept, alpha = keep(alpha_logit), torch.sigmoid(alpha_logit)
+    return kept / (kept.square() + alpha.square()) * z_noised
 
 
 def shared_noise(z: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from captum_mi.version import __version__
 __all__ = ["FORMAT", "read", "write"]
 
 #: Version of the file format.
-FORMAT = 9
+FORMAT = 10
 
 _KEY = "captum_mi"
 

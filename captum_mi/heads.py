@@ -14,6 +14,7 @@ from captum_mi.critics import mlp
 
 __all__ = ["Head"]
 
+_PRECISION = 4.0  # of the prior of a weight
 _RIDGE = 0.03  # of the mean square of the channels' weights
 _ROUNDS = 10
 
@@ -34,6 +35,11 @@ class Head(nn.Sequential):
         nn.init.zeros_(self[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self[-1].bias)  # type: ignore[arg-type]
         self.register_buffer("noise", torch.zeros(channels))
+
+    def negative_log_prior(self) -> Tensor:
+        """Of the weights, each Gaussian with a standard deviation of 1/2, up to a constant."""
+        weights = [layer.weight for layer in self if isinstance(layer, nn.Linear)]
+        return 0.5 * _PRECISION * torch.stack([one.square().sum() for one in weights]).sum()
 
     @torch.no_grad()
     def choose_noise(self, metric: Callable[[Tensor], Tensor], each: bool = False) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from captum_mi.bottleneck import capacity, inject_noise, mean_signal, shared_noise
+from captum_mi.bottleneck import capacity, denoised, inject_noise, mean_signal, shared_noise
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic
 from captum_mi.grid import locals_of, n_positions, resize
@@ -179,12 +179,25 @@ class Networks(nn.Module):
 
         return {site: injection(site) for site in self.noised_sites}
 
-    def head(self, site: Site, z: Tensor, kind: Locals) -> Tensor:
-        """Parameters ``(N, P, head_size)`` of ``q(y | x)``, or of ``q(y | x')``, from a site's
-        clean or noised features."""
-        heads = self.clean_heads if kind == "clean" else self.noised_heads
-        out: Tensor = heads[(self.sites + self.head_sites).index(site)](locals_of(z))
+    def clean_head(self, site: Site, z: Tensor) -> Tensor:
+        """Parameters ``(N, P, head_size)`` of ``q(y | x)``, from a site's features."""
+        out: Tensor = self.clean_heads[(self.sites + self.head_sites).index(site)](locals_of(z))
         return out
+
+    def noised_head(self, site: Site, noised: Tensor, alpha_logit: Tensor) -> Tensor:
+        """Parameters ``(N, P, head_size)`` of ``q(y | x')``, from a site's noised features.
+
+        They are read as what is expected of the clean ones, so that a head that is sure of
+        features is not as sure of noise.
+        """
+        x = locals_of(denoised(noised, alpha_logit))
+        out: Tensor = self.noised_heads[self.sites.index(site)](x)
+        return out
+
+    def negative_log_prior(self) -> Tensor:
+        """Of all heads' weights, in nats, up to a constant."""
+        heads = [*self.clean_heads, *self.noised_heads]
+        return torch.stack([head.negative_log_prior() for head in heads]).sum()
 
     def choose_noise(self) -> None:
         """Choose the noise that readings of ``q(y | x')`` are means over, of trained heads."""
@@ -196,7 +209,7 @@ class Networks(nn.Module):
         """Parameters ``(N, P, head_size)`` of ``q(y | x')``, for a typical pair of draws."""
         head: Head = self.noised_heads[self.sites.index(site)]  # type: ignore[assignment]
         mean, std = mean_signal(z, alpha_logit), torch.sigmoid(alpha_logit)
-        return head.pair(locals_of(mean), locals_of(std))
+        return head.pair(*(locals_of(denoised(one, alpha_logit)) for one in (mean, std)))
 
     def critic(self, site: Site, kind: Locals) -> Critic:
         """The InfoMax critic of a site's features of a kind."""

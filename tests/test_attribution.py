@@ -467,7 +467,7 @@ def test_refinement_lowers_the_objective_of_each_example(fitted, images):
             for site in networks.sites:
                 noised = inject_noise(z[site], logits[site], noise[site])
                 size = networks.capacity(z, logits)[site].flatten(1).mean(1)
-                parameters = networks.head(site, noised, "noised")
+                parameters = networks.noised_head(site, noised, logits[site])
                 terms.append(networks.output.kl(parameters).mean(1) + size)
             return networks.output.distortion(first.prediction, second.prediction) + (
                 beta2 * torch.stack(terms).mean(0))

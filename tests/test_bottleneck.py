@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from captum_mi.bottleneck import capacity, inject_noise, keep, logit_of
+from captum_mi.bottleneck import capacity, denoised, inject_noise, keep, logit_of
 
 
 def test_capacity_is_the_kl_of_its_definition():
@@ -44,6 +44,21 @@ def test_capacity_bounds_the_information_that_passes():
         z = torch.randn(200_000, 1, dtype=torch.float64)
         passes = 0.5 * math.log(1 + ((1 - alpha) / alpha) ** 2)
         assert capacity(z, logit).mean().item() >= passes - 1e-3
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.9])
+def test_what_is_expected_of_clean_features_is_their_regression_on_noised_ones(alpha):
+    z, noise = torch.randn(2, 1_000_000, dtype=torch.float64)
+    logit = logit_of(torch.tensor(alpha, dtype=torch.float64))
+    noised = inject_noise(z, logit, noise)
+    slope = (z * noised).mean() / noised.square().mean()
+    torch.testing.assert_close(denoised(noised, logit), slope * noised, atol=0, rtol=0.01)
+
+
+def test_nothing_is_expected_of_pure_noise_and_clean_features_are_themselves():
+    z = torch.randn(3, 4)
+    assert torch.equal(denoised(z, logit_of(torch.tensor(0.0))), z)
+    assert denoised(z, logit_of(torch.tensor(1.0))).abs().max() < 1e-20
 
 
 def test_alpha_0_leaves_features_untouched_and_alpha_1_leaves_only_noise():

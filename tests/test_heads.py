@@ -40,6 +40,14 @@ def test_the_mean_of_a_pair_is_that_of_many_draws(hidden):
     assert ((torch.stack(head.pair(x, std)).mean(0) - draws.mean(0)).abs() < 4 * error).all()
 
 
+def test_the_prior_weighs_as_much_as_a_gaussians_density():
+    head, half = head_of((16,)), torch.tensor(0.5)
+    weights = torch.cat([head[0].weight.flatten(), head[2].weight.flatten()])
+    density = torch.distributions.Normal(0, half).log_prob
+    expected = (density(torch.zeros(())) - density(weights)).sum()
+    torch.testing.assert_close(head.negative_log_prior(), expected)
+
+
 @pytest.mark.parametrize(("channels", "size"), [(6, 3), (3, 6)])
 def test_the_noise_is_one_deviation_along_every_axis_that_tells(channels, size):
     """So the squared changes of a linear head's parameters are in all what all noise makes."""
@@ -86,7 +94,8 @@ def test_readings_of_noised_features_are_those_of_many_draws(net, images, quick_
         net, list({one.layer for one in networks.all_sites}), lambda: net(images)))
     logit = networks.alpha_logits(z)[site]
     parameters = torch.stack([
-        networks.head(site, inject_noise(z[site], logit, torch.randn_like(z[site])), "noised")
+        networks.noised_head(
+            site, inject_noise(z[site], logit, torch.randn_like(z[site])), logit)
         for _ in range(4096)
     ])
     for found, every in (

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from noisy_channel import Truth, fitted, mixture
+from torch import nn
+
+from captum_mi import InfoBottleneckAttribution
 
 
 @pytest.fixture(scope="module", params=[0.6, 0.8])
@@ -40,3 +44,28 @@ def test_maps_of_the_critics_are_of_what_passes_too(channel):
     found = channel.attribute(mixture(4096, 2, 9), estimator="infomax").mean()
     truth = Truth(float(channel.alpha)).about_the_output()
     assert float(found) == pytest.approx(truth, abs=0.06 if truth > 0.1 else 0.02)
+
+
+class LeftHalf(nn.Module):
+    """The decision of the left half of a signal; the right half has one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Identity()
+
+    def forward(self, x):
+        means = self.body(x)[:, :, :4].mean(2)
+        return 8 * torch.stack([means[:, 0], -means[:, 0]], 1)
+
+
+def test_heads_are_not_as_sure_of_noise_as_of_features():
+    """Where the bottleneck finds that nothing is needed, next to nothing is told."""
+    sides = torch.randn(1024, 2, 2, generator=torch.Generator().manual_seed(0))
+    noise = 0.5 * torch.randn(1024, 2, 8, generator=torch.Generator().manual_seed(1))
+    which = torch.tensor([1.0, -1.0]).repeat_interleave(4).expand(1024, 1, 8)
+    x = torch.cat([sides.repeat_interleave(4, 2) + noise, which], 1)
+    attr = InfoBottleneckAttribution(LeftHalf(), "body", head_hidden=(32,))
+    attr.fit(list(x.split(64)), steps=200, lr=3e-3, beta1=0, progress=False)
+    expected = attr.attribute(x).sum(1).mean(0)
+    assert expected[:4].mean() > 0.1
+    assert expected[4:].mean() < 0.1 * expected[:4].mean()

@@ -83,7 +83,7 @@ def test_the_map_of_a_class_by_hand(net, images, quick_fit):
         odds += resize((q / (1 - q)).log() - (r / (1 - r)).log(), (12, 12)) / 2
         maps += sum(resize(log_q(site, one) - log_r, (12, 12)) for one in pair) / 4
     deepest = networks.head_sites[0]
-    deeper = resize(log_q(deepest, networks.head(deepest, z[deepest], "clean")) - log_r, (12, 12))
+    deeper = resize(log_q(deepest, networks.clean_head(deepest, z[deepest])) - log_r, (12, 12))
     alpha = torch.sigmoid(logits[networks.sites[0]].double())
     prior = 0.5 * (alpha**2 + (1 - alpha) ** 2 - 1) - alpha.log()
     weight = (prior * (odds + deeper).exp()) ** 3

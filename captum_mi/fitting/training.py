@@ -41,7 +41,8 @@ class _HeadTerms(NamedTuple):
 
     Attributes:
         information: in x', by the KL divergence.
-        loss: negative log likelihood that they are trained by, of clean and noised features.
+        loss: negative log likelihood that they are trained by, of clean and noised features,
+            and what their prior weighs next to all examples.
         held_out: of noised features, of examples that are held out.
         marginal: of the marginal, of the same examples.
     """
@@ -141,7 +142,7 @@ class Trainer:
         task = self._task_loss(batch, first, networks.injections(logits, noise))
         self._check_gradient(task, logits)
         held_out = held_out_of(batch) & self.surveyed.holds_out
-        heads = self._heads(z, noised, first.y, held_out)
+        heads = self._heads(z, noised, logits, first.y, held_out)
         size = torch.stack([c.mean() for c in networks.capacity(z, logits).values()]).mean()
         nce, nce_loss = self._critics(z, noised, first.y)
         noise_share = torch.stack([torch.sigmoid(logits[s]).mean() for s in networks.sites]).mean()
@@ -179,29 +180,31 @@ class Trainer:
         return output.distortion(reference.prediction.detach(), second.prediction).mean()
 
     def _heads(
-        self, z: dict[Site, Tensor], noised: dict[Site, Tensor], y: Tensor, held_out: Tensor
+        self, z: dict[Site, Tensor], noised: dict[Site, Tensor], logits: dict[Site, Tensor],
+        y: Tensor, held_out: Tensor,
     ) -> _HeadTerms:
-        output = self.networks.output
+        networks, output = self.networks, self.networks.output
         target = output.encode(y.detach())
         bounds, losses, held = [], [], []
         trained = ~held_out
         count = ranks.total(trained.sum()).clamp_min(1) / ranks.world()
-        for site in self.networks.sites:
+        for site in networks.sites:
             # Likelihood reaches the head alone: _gradients differentiates it for nothing else.
-            of_noised = self.networks.head(site, noised[site], "noised")
-            of_clean = self.networks.head(site, z[site], "clean")
+            of_noised = networks.noised_head(site, noised[site], logits[site].detach())
+            of_clean = networks.clean_head(site, z[site])
             nll = output.negative_log_likelihood(of_noised, target[:, None]).mean(1)
             nll_clean = output.negative_log_likelihood(of_clean, target[:, None]).mean(1)
             bounds.append(output.kl(of_noised).mean())
             losses.append(((nll + nll_clean) * trained).sum() / count)
             held.append(_masked_mean(nll, held_out))
-        for site in self.networks.head_sites:
-            of_clean = self.networks.head(site, z[site], "clean")
+        for site in networks.head_sites:
+            of_clean = networks.clean_head(site, z[site])
             nll = output.negative_log_likelihood(of_clean, target[:, None])
             losses.append((nll.mean(1) * trained).sum() / count)
         marginal = _masked_mean(output.marginal_negative_log_likelihood(target), held_out)
         bound, loss, of_held_out = (
             torch.stack(values).mean() for values in (bounds, losses, held))
+        loss = loss + networks.negative_log_prior() / (len(losses) * self.surveyed.examples)
         return _HeadTerms(bound, loss, of_held_out, marginal)
 
     def _critics(

@@ -73,6 +73,7 @@ def _information(
     sizes = networks.capacity(z, logits)
     for site in networks.sites:
         noised = inject_noise(z[site], logits[site], noise[site])
-        bound = networks.output.kl(networks.head(site, noised, "noised")).mean(1)
+        parameters = networks.noised_head(site, noised, logits[site].detach())
+        bound = networks.output.kl(parameters).mean(1)
         terms.append(bound + sizes[site].flatten(1).mean(1))
     return torch.stack(terms).mean(0)

@@ -164,7 +164,7 @@ class Evidence:
         if (site, kind) not in self._parameters:
             z, networks = self.z[site], self.networks
             self._parameters[site, kind] = (
-                (networks.head(site, z, kind),) if kind == "clean"
+                (networks.clean_head(site, z),) if kind == "clean"
                 else networks.head_pair(site, z, self.logits[site])
             )
         return self._parameters[site, kind]
@@ -178,7 +178,10 @@ class Evidence:
         """``(N, P)``: the estimator's value of features, in expectation over classes."""
         if self.question.estimator == "infomax":
             return self._pointwise(site, [features], kind)
-        return self.readout.kl(self.networks.head(site, features, kind))
+        networks = self.networks
+        return self.readout.kl(
+            networks.clean_head(site, features) if kind == "clean"
+            else networks.noised_head(site, features, self.logits[site]))
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
