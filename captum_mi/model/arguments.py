@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from captum_mi.choices import whole
 
-__all__ = ["chunks", "copied", "has_rows", "move", "rebuilt", "replaced"]
+__all__ = ["chunks", "copied", "has_rows", "move", "of_few", "rebuilt", "replaced"]
+
+T = TypeVar("T")
 
 
 def move(value: Any, device: torch.device) -> Any:
@@ -57,6 +59,19 @@ def chunks(
             tuple(arg[part] if has_rows(arg, n) else arg for arg in args),
             None if index is None else index[part],
         )
+
+
+def of_few(
+    call: Callable[[tuple[Tensor, ...], tuple[Any, ...]], T],
+    inputs: tuple[Tensor, ...], args: tuple[Any, ...], most: int,
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...], T]:
+    """A batch's first examples, and what a call gives for them; the whole batch if it takes no
+    other."""
+    few, few_args, _ = next(chunks(inputs, args, None, most))
+    try:
+        return few, few_args, call(few, few_args)
+    except Exception:  # of the user's code
+        return inputs, args, call(inputs, args)
 
 
 def rebuilt(value: Any, parts: Sequence[Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_mi.model.arguments import chunks, rebuilt
+from captum_mi.model.arguments import of_few, rebuilt
 from captum_mi.model.hooks import LayerOutput
 from captum_mi.model.passes import Pass, Passes
 
@@ -35,12 +35,7 @@ def deciding(
     """
     if not layers:
         return []
-    few, few_args, _ = next(chunks(inputs, args, None, _EXAMPLES))
-    try:
-        before = passes.first(few, few_args)
-    except Exception:  # of the user's code: it takes whole batches alone
-        few, few_args = inputs, args
-        before = passes.first(few, few_args)
+    few, few_args, before = of_few(passes.first, inputs, args, _EXAMPLES)
 
     def decides(layer: str) -> bool:
         for sign in (1, -1):  # one of them may be lost, as below 0 or where a softmax levels
@@ -59,14 +54,15 @@ def _changing(sign: int) -> Callable[[LayerOutput], LayerOutput]:
     def change(output: LayerOutput) -> LayerOutput:
         if not isinstance(output, Tensor):
             return rebuilt(output, [change(part) for part in output])
-        return _changed(output) if output.is_floating_point() else output
-
-    def _changed(features: Tensor) -> Tensor:
-        places = torch.arange(features.numel(), device=features.device).view(features.shape)
-        size = 1 + features.abs().mean()
-        return features + (sign * size * places.cos()).to(features.dtype)
+        return _changed(output, sign) if output.is_floating_point() else output
 
     return change
+
+
+def _changed(features: Tensor, sign: int) -> Tensor:
+    places = torch.arange(features.numel(), device=features.device).view(features.shape)
+    size = 1 + features.abs().mean()
+    return features + (sign * size * places.cos()).to(features.dtype)
 
 
 def _same(one: Pass, other: Pass) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_mi.model.arguments import chunks, copied, replaced
+from captum_mi.model.arguments import copied, of_few, replaced
 from captum_mi.model.hooks import OnRepeat, observe
 from captum_mi.model.sites import Site
 from captum_mi.model.strides import downsampled
@@ -82,12 +83,7 @@ def following(
         return []
     count = max(site.position_axes for site in sites.values())
     most = _EXAMPLES if count > 1 else _SEQUENCES
-    few, few_args, _ = next(chunks(inputs, args, None, most))
-    try:
-        before = _mixed_layers(model, sites, few, few_args)
-    except Exception:  # of the user's code: it takes whole batches alone
-        few, few_args = inputs, args
-        before = _mixed_layers(model, sites, few, few_args)
+    few, few_args, before = of_few(partial(_mixed_layers, model, sites), inputs, args, most)
     chosen = range(len(few)) if map_input is None else [map_input]
     telling = [i for i in chosen if few[i].dim() > count]
     found: set[str] = set()
