@@ -557,6 +557,11 @@ class BottleneckAttribution(InternalAttribution):
             Layer name -> ``general``, ``sufficient``, ``redundant`` (general - sufficient) and
             ``capacity`` (summed over channels), each the mean over positions and examples, with
             the standard error over examples.
+
+        Raises:
+            RuntimeError: before ``fit``.
+            ValueError: for inputs unlike those of the fit, an empty loader, or NaN or Inf.
+            TypeError: for inputs of another dtype.
         """
         fit, question = self._fitted(), Question("redundant", estimator)
         self._check_critics(fit, estimator)
@@ -569,6 +574,7 @@ class BottleneckAttribution(InternalAttribution):
             fit.move_to(self.model)
             walk = data.batches(device_of(self.model))
             for batch in bar(walk, "information", "batch", progress, data.n_batches):
+                fit.structure.signature.check(batch.inputs)
                 check_inputs(batch.inputs, self.model)
                 reader = Reader(
                     passes, fit, question, batch.inputs, batch.additional_forward_args, None)

@@ -135,6 +135,8 @@ def test_another_channel_count(fitted):
         fitted.attribute(torch.randn(2, 1, 12, 12), target=0)
     with pytest.raises(ValueError, match="the fit saw inputs of 4 axes"):
         fitted.attribute(torch.randn(3, 12, 12), target=0)
+    with pytest.raises(ValueError, match="the fit saw 3"):
+        fitted.information([torch.randn(2, 1, 12, 12)], progress=False)
     with pytest.raises(ValueError, match="got 2 inputs; the fit saw 1"):
         fitted.attribute((torch.randn(2, 3, 12, 12),) * 2, target=0)
     with pytest.raises(ValueError, match="is empty"):
