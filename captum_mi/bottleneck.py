@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["MAX_LOGIT", "antithetic_draws", "bounded_logit", "capacity", "denoised",
-           "inject_noise", "keep", "logit_of", "mean_signal", "shared_noise"]
+           "inject_noise", "keep", "logit_of", "shared_noise"]
 
 #: Bound on the logits of an alpha that is set by hand. ``sigmoid(50)`` rounds to 1 in float64.
 MAX_LOGIT = 50.0
@@ -40,11 +40,6 @@ def bounded_logit(alpha: Tensor) -> Tensor:
 def keep(alpha_logit: Tensor) -> Tensor:
     """Share of the signal that is kept, ``1 - alpha``, computed without cancellation."""
     return torch.sigmoid(-alpha_logit)
-
-
-def mean_signal(z: Tensor, alpha_logit: Tensor) -> Tensor:
-    """``(1 - alpha) z``, the mean of the noised features."""
-    return keep(alpha_logit) * z
 
 
 def inject_noise(z: Tensor, alpha_logit: Tensor, noise: Tensor) -> Tensor:

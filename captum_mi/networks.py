@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from captum_mi.bottleneck import capacity, denoised, inject_noise, mean_signal, shared_noise
+from captum_mi.bottleneck import capacity, denoised, inject_noise, keep, shared_noise
 from captum_mi.bounds import pointwise_info_nce
 from captum_mi.critics import Critic, make_critic
 from captum_mi.grid import locals_of, n_positions, resize
@@ -208,8 +208,9 @@ class Networks(nn.Module):
     def head_pair(self, site: Site, z: Tensor, alpha_logit: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters ``(N, P, head_size)`` of ``q(y | x')``, for a typical pair of draws."""
         head: Head = self.noised_heads[self.sites.index(site)]  # type: ignore[assignment]
-        mean, std = mean_signal(z, alpha_logit), torch.sigmoid(alpha_logit)
-        return head.pair(*(locals_of(denoised(one, alpha_logit)) for one in (mean, std)))
+        kept = denoised(keep(alpha_logit), alpha_logit)  # of the signal; small, unlike z
+        std = denoised(torch.sigmoid(alpha_logit), alpha_logit)
+        return head.pair(locals_of(kept * z), locals_of(std))
 
     def critic(self, site: Site, kind: Locals) -> Critic:
         """The InfoMax critic of a site's features of a kind."""
